@@ -1,0 +1,1 @@
+"""Measurement: problem strings, paired timing, peak throughput of instructions."""

@@ -1,0 +1,1 @@
+"""The demo: a trained ImageNet network on real photos, convolution by convolution."""

@@ -1,0 +1,1 @@
+"""The instruction table: each entry is a mnemonic with its executable meaning."""

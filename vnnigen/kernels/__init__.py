@@ -1,0 +1,1 @@
+"""What is computed: problem, blocking, microkernel, epilogue; packing; NumPy references."""

@@ -1,0 +1,1 @@
+"""How it runs: CPUID, code memory, dispatch, kernel cache, thread pool."""
