@@ -1,1 +1,5 @@
-"""The instruction table: each entry is a mnemonic with its executable meaning."""
+"""The instruction table, by family; importing this package declares everything."""
+
+from vnnigen.isa.table import pending
+
+__all__ = ["pending"]
