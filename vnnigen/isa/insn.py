@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-Kind = Literal["vector", "integer", "control"]
+Kind = Literal["vector", "integer", "machine", "control"]
 Meaning = Callable[..., Any]
 _M = TypeVar("_M", bound=Meaning)
 
@@ -24,26 +24,35 @@ _M = TypeVar("_M", bound=Meaning)
 class Insn:
     """An instruction of the registry.
 
-    Vector meanings take one array per source operand (a memory or GPR operand is an array too), then the
-    immediate as an int, and return the destination's lanes (wider integers wrap, a `k` destination wants
-    bools, a GPR destination an int). Integer meanings take `(flags, bits, *ints)` and return an int.
-    Control instructions (jumps, stack, hints) have no meaning here: the emulator's loop executes them.
+    What the meaning takes and returns depends on the kind:
+
+    - vector: one array of lanes per source operand (of one element for a GPR, of bools for a `k` register),
+      then the immediate as an int. Returns the destination's lanes: integers wrap to the lane, a `k`
+      destination and a comparison want bools, a GPR destination one lane or an int. Fewer lanes than the
+      destination holds are followed by zeros if `cut`.
+    - integer: `(flags, bits, *ints)`, unsigned ints (or `signed` ones) of `bits`; returns an int, which may wrap.
+    - machine: `(machine, bits, *ints)`, for implicit operands and the stack.
+    - control: jumps and `ret`: the emulator's loop executes them; for Jcc the meaning is the condition.
 
     Attributes:
         mnemonic: iced's lower-case name.
-        kind: "vector", "integer" or "control".
+        kind: see above.
         meaning: the executable meaning.
         lanes: NumPy lane type of each operand, the last one repeated; lanes[0] is the destination's and
-            is the granularity of the write mask.
+            the granularity of the write mask.
         reads_dest: the destination's old value is passed first.
-        dest: False when op0 is a source and only flags are written (the Flags object is then passed first).
-        rows: arrays have shape (width / 128 bits, lanes per 128 bits): the instruction works per 128-bit lane.
-        cut: sources and destination have lanes of different sizes, one to one; the wider side sets the count.
-        scalar: only lane 0 is computed and masked; the other lanes of the 128 come from the meaning.
+        dest: False when op0 is a source and only flags are written (vector meanings then get Flags first).
+        rows: if not 0, arrays come as rows of that many bytes: the instruction works per 128 (256) bits.
+        cut: sources and destination pair lanes of different sizes; spare source lanes are cut off.
+        scalar: only lane 0 is masked; the other lanes come from the meaning.
+        compare: bools become all-ones lanes when the destination is a vector register.
         reads_all: a masked-off lane of the memory operand is still read (exception classes E4NF, E6NF).
         aligned: a memory operand must be aligned to its size.
         lane_mask: number of the operand whose lanes' sign bits select the lanes (VMASKMOV), else None.
         merge: number of the operand that gives the masked-off lanes under merge masking (1 for VBLENDM).
+        signed: integer sources are sign-extended.
+        address: a memory operand stands for its address (LEA, PREFETCH).
+        bits: operand size of an integer instruction where the mnemonic, not the operands, decides (KMOVB).
     """
 
     mnemonic: str
@@ -52,13 +61,17 @@ class Insn:
     lanes: tuple[str, ...] = ()
     reads_dest: bool = False
     dest: bool = True
-    rows: bool = False
+    rows: int = 0
     cut: bool = False
     scalar: bool = False
+    compare: bool = False
     reads_all: bool = False
     aligned: bool = False
     lane_mask: int | None = None
     merge: int = 0
+    signed: bool = False
+    address: bool = False
+    bits: int = 0
 
     def lane(self, operand: int) -> str:
         """NumPy type of the lanes of `operand`."""
@@ -76,6 +89,9 @@ def insn(
 
     `lanes` makes it a vector instruction: one NumPy type for all operands, or one each, separated by spaces.
     `aliases` are further names of a single instruction (`jz` of `je`). Other arguments: fields of `Insn`.
+
+    Raises:
+        KeyError: a name is declared twice.
     """
 
     def declare(meaning: _M) -> _M:

@@ -1,5 +1,5 @@
-"""The instruction table, by family; importing this package declares everything."""
+"""The instruction table: each entry is a mnemonic with its executable meaning."""
 
-from vnnigen.isa.table import pending
+from vnnigen.isa.table import floats, integer, integers, moves, shuffles
 
-__all__ = ["pending"]
+__all__ = ["floats", "integer", "integers", "moves", "shuffles"]
