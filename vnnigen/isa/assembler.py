@@ -259,7 +259,8 @@ class Assembler:
         def emit(*operands: Any, mask: Mask | None = None, zero: bool = False) -> None:
             try:
                 kinds = [o.kind if o.__class__ is not int else immediate_kind(o) for o in operands]
-                form = cache[(mask and mask.kind, zero, *kinds)]
+                key = (mask and mask.kind, zero, *kinds)
+                form = cache[key]
             except (AttributeError, KeyError):
                 operands = tuple([_operand(mnemonic, o) for o in operands])
                 form = self._form(mnemonic, operands, mask, zero)
@@ -277,7 +278,8 @@ class Assembler:
             raise AssemblerError(f"{mnemonic}: zero=True is meaningful only with mask=")
         kinds = tuple([immediate_kind(o) if isinstance(o, int) else o.kind for o in operands])
         form = select(mnemonic, kinds, mask is not None, zero, self.features)
-        self._forms.setdefault(mnemonic, {})[(mask and mask.kind, zero, *kinds)] = form
+        key = (mask and mask.kind, zero, *kinds)
+        self._forms.setdefault(mnemonic, {})[key] = form
         return form
 
     def _insn(self, mnemonic: str, *operands: Operand) -> Insn:

@@ -36,21 +36,8 @@ ALIASES: Mapping[str, str] = MappingProxyType(
 
 # What every x86-64 machine has. PREFETCHW has a CPUID bit, but 64-bit processors without it run it as a NOP.
 _BASELINE = frozenset(
-    [
-        "intel8086",
-        "intel186",
-        "intel286",
-        "intel386",
-        "intel486",
-        "x64",
-        "cmov",
-        "mmx",
-        "sse",
-        "sse2",
-        "cx8",
-        "multibytenop",
-        "prefetchw",
-    ]
+    {"intel8086", "intel186", "intel286", "intel386", "intel486", "x64"}
+    | {"cmov", "mmx", "sse", "sse2", "cx8", "multibytenop", "prefetchw"}
 )
 
 
@@ -95,7 +82,8 @@ _SLOT_NAMES = {int(value): name for name, value in _constants(OpCodeOperandKind)
 _IMMEDIATE_WIDTH = {"IMM8": 1, "IMM16": 2, "IMM32": 4, "IMM32SEX64": 4, "IMM64": 8}
 
 _KIND_TEXT = {
-    "cl": "cl", "r8": "8-bit register", "r16": "16-bit register", "r32": "32-bit register", "r64": "64-bit register",
+    "cl": "cl", "r8": "8-bit register", "r16": "16-bit register", "r32": "32-bit register",
+    "r64": "64-bit register",
     "i8": "immediate", "u8": "immediate of 8 bits, unsigned", "i16": "immediate of 16 bits",
     "i32": "immediate of 32 bits", "u32": "immediate of 32 bits, unsigned", "i64": "immediate of 64 bits",
     "k": "mask register", "k0": "mask register", "t": "tile", "L": "label",
