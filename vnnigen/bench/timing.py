@@ -1,8 +1,8 @@
 """Paired timing: candidates are measured alternately in one run, so that drift and neighbours hit all alike.
 
 A sample repeats a callable often enough to last about 2 ms, so that the timer's resolution and the loop's own
-cost (some 30 ns a turn) do not matter. Rounds run the candidates in forward and reverse order by turns. What is
-quoted is the median, the minimum, and for two candidates the median of the per-round ratios.
+cost (some 30 ns a turn) do not matter. Rounds run the candidates in forward and reverse order by turns. The
+figures are the median, the minimum, and for two candidates the median of the per-round ratios.
 """
 
 from __future__ import annotations
