@@ -15,7 +15,7 @@ int vg_is_x86(void) { return 1; }
 void vg_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t out[4]) {
     out[0] = out[1] = out[2] = out[3] = 0;
     /* A leaf beyond the largest answers with another leaf's data on Intel (SDM vol. 2, CPUID). */
-    if (__get_cpuid_max(leaf & 0x80000000u, NULL) < leaf) return;
+    if ((uint32_t)__get_cpuid_max(leaf & 0x80000000u, NULL) < leaf) return;
     __cpuid_count(leaf, subleaf, out[0], out[1], out[2], out[3]);
 }
 
