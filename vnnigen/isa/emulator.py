@@ -1,0 +1,196 @@
+"""A functional x86 emulator: runs generated kernels on any host, and checks every access they make.
+
+iced decodes, NumPy executes. Each instruction is decoded once into a Python closure; after that a kernel runs
+at tens of thousands of instructions per second, enough for every kernel in the tests.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+from iced_x86 import Decoder, Instruction, Mnemonic, OpKind, Register, RegisterExt
+
+from vnnigen.errors import EmulatorError
+from vnnigen.isa.execute import compile_step
+from vnnigen.isa.insn import Insn
+from vnnigen.isa.machine import ARGUMENTS, RSP, Machine
+from vnnigen.isa.memory import Memory
+from vnnigen.isa.operands import is_vector, number
+from vnnigen.isa.registry import MNEMONICS
+
+Op = Callable[[], "int | None"]
+
+STACK_BYTES = 64 * 1024
+_RETURN_ADDRESS = 0x00DEAD00C0DE0000
+_DONE = -1
+
+
+class CodeLike(Protocol):
+    """What the emulator needs of the assembler's Code."""
+
+    @property
+    def name(self) -> str:
+        """Name of the kernel."""
+
+    @property
+    def data(self) -> bytes:
+        """Constants, then instructions."""
+
+    @property
+    def entry(self) -> int:
+        """Offset of the first instruction; instructions fill the rest of `data`."""
+
+    def line_at(self, offset: int) -> str:
+        """Return the listing line of the instruction at `offset`, or ''."""
+
+
+@dataclass
+class Stats:
+    """What a call executed."""
+
+    instructions: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+def _known_mnemonics() -> dict[int, Insn]:
+    """By iced's number; a name that the installed iced does not have cannot be decoded either."""
+    numbers = {i.mnemonic: getattr(Mnemonic, i.mnemonic.upper(), None) for i in MNEMONICS.values()}
+    return {n: MNEMONICS[name] for name, n in numbers.items() if n is not None}
+
+
+_INSNS = _known_mnemonics()
+
+
+def find_insn(ins: Instruction) -> Insn:
+    """Return the table entry of a decoded instruction; EmulatorError if there is none."""
+    if ins.mnemonic not in _INSNS:
+        raise EmulatorError("the instruction is not in the table (vnnigen/isa/table)")
+    return _INSNS[ins.mnemonic]
+
+
+class Emulator:
+    """One kernel, ready to be called any number of times with buffers of one `Memory`."""
+
+    def __init__(self, code: CodeLike, memory: Memory, *, poison: bool = True) -> None:
+        """Map the code (readable, as constants live in it) and a stack; decode all instructions.
+
+        `poison` fills all registers and the stack with garbage at each call's entry.
+        """
+        self.code, self.memory, self.machine, self._poison = code, memory, Machine(memory), poison
+        name = next(n for i in range(10**6) if (n := f"code of {code.name}" + f" ({i})" * (i > 0)) not in memory)
+        self._base = memory.map(name, code.data)
+        if "stack" not in memory:
+            memory.map("stack", np.zeros(STACK_BYTES, np.uint8), writable=True)
+        self._stack = memory.buffer("stack")
+        self._instructions = list(Decoder(64, code.data[code.entry :], ip=self._base + code.entry))
+        self._index = {ins.ip: i for i, ins in enumerate(self._instructions)}
+        self._ops: list[Op] = [partial(self._first_time, i) for i in range(len(self._instructions))]
+        self._entry_gpr: list[int] = []
+        self._hits: list[int] = []
+
+    # -- calling -------------------------------------------------------------------------------------------
+
+    def call(self, *args: int, max_instructions: int = 50_000_000) -> Stats:
+        """Call the kernel with integer or pointer arguments (System V: six registers, then the stack).
+
+        Returns the counts of executed instructions.
+
+        Raises:
+            EmulatorError: an access outside a buffer, a write to a read-only one, an unknown instruction or
+                form, an undefined flag read, `max_instructions` exceeded, a broken calling convention. The
+                message ends with the instruction, its offset in the code and its line of the listing.
+        """
+        m = self.machine
+        if self._poison:
+            m.poison()
+            self._stack.data[:] = 0xCC
+        # The stack pointer is 16-byte aligned before the call pushes the return address.
+        spilled = args[6:]
+        m.gpr[RSP] = (self._stack.base + STACK_BYTES - 8 * len(spilled)) & ~15
+        for i, value in enumerate(spilled):
+            self.memory.write_int(m.gpr[RSP] + 8 * i, 8, value & (2**64 - 1))
+        for i, value in zip(ARGUMENTS, args, strict=False):
+            m.gpr[i] = int(value) & (2**64 - 1)
+        m.push(_RETURN_ADDRESS)
+        self._entry_gpr = m.gpr.copy()
+        self._hits = [0] * len(self._ops)
+        with np.errstate(all="ignore"):
+            self._run(max_instructions)
+        return self._stats()
+
+    def _run(self, limit: int) -> None:
+        ops, hits = self._ops, self._hits
+        i = start = done = 0
+        try:
+            while i != _DONE:
+                hits[i] += 1
+                to = ops[i]()
+                if to is None:
+                    i += 1
+                    continue
+                done += i - start + 1
+                if done > limit:
+                    raise EmulatorError(f"more than {limit} instructions executed; an endless loop?")
+                i = start = to
+        except EmulatorError as e:
+            raise EmulatorError(f"{e}\n  {self._where(i)}") from e
+        except IndexError as e:
+            if i < len(ops):
+                raise
+            raise EmulatorError(f"execution ran past the end of {self.code.name!r}; ret is missing") from e
+
+    def _where(self, i: int) -> str:
+        ins = self._instructions[i]
+        offset = ins.ip - self._base
+        line = self.code.line_at(offset)
+        return f"in {self.code.name!r} at offset {offset:#x}: {ins}" + f"\n  listing: {line}" * bool(line)
+
+    def _stats(self) -> Stats:
+        stats = Stats(sum(self._hits))
+        for ins, hits in zip(self._instructions, self._hits, strict=True):
+            if hits:
+                stats.counts[find_insn(ins).mnemonic] += hits
+        return stats
+
+    # -- decoding ------------------------------------------------------------------------------------------
+
+    def _first_time(self, i: int) -> int | None:
+        """Compile instruction `i` when it is reached, put the result in its place, and run it."""
+        self._ops[i] = self._compile(self._instructions[i])
+        return self._ops[i]()
+
+    def _compile(self, ins: Instruction) -> Op:
+        insn = find_insn(ins)
+        if insn.kind != "control":
+            return compile_step(self.machine, ins, insn)
+        if insn.mnemonic == "ret":
+            return self._return
+        if insn.mnemonic == "nop":
+            return lambda: None
+        if ins.op0_kind != OpKind.NEAR_BRANCH64 or ins.near_branch_target not in self._index:
+            raise EmulatorError("the jump leaves the code")
+        target, flags, condition = self._index[ins.near_branch_target], self.machine.flags, insn.meaning
+        if insn.mnemonic == "jmp":
+            return lambda: target
+        return lambda: target if condition(flags) else None
+
+    def _return(self) -> int:
+        m = self.machine
+        if m.pop() != _RETURN_ADDRESS:
+            raise EmulatorError("the return address on the stack is not the caller's: unbalanced push and pop?")
+        executed = (ins for ins, hits in zip(self._instructions, self._hits, strict=True) if hits)
+        m.check_return(self._entry_gpr, any(_is_wide(ins) for ins in executed))
+        return _DONE
+
+
+def _is_wide(ins: Instruction) -> bool:
+    """Whether the instruction names a ymm or zmm register below 16."""
+    registers = (ins.op_register(i) for i in range(ins.op_count) if ins.op_kind(i) == OpKind.REGISTER)
+    return any(
+        r != Register.NONE and is_vector(r) and RegisterExt.size(r) > 16 and number(r) < 16 for r in registers
+    )
