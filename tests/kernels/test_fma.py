@@ -12,31 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.kernels.exact import exact_fma, round_to_f32
 from vnnigen.kernels.fma import fma32
 
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
-F32_MAX = Fraction(float(np.finfo(np.float32).max))
-
-
-def round_to_f32(x: Fraction) -> float:
-    """Round a rational to f32, half to even, with denormals and overflow, using integers only."""
-    if x == 0:
-        return 0.0
-    sign, x = (-1 if x < 0 else 1), abs(x)
-    exponent = math.floor(math.log2(x.numerator) - math.log2(x.denominator))
-    while Fraction(2) ** exponent > x:
-        exponent -= 1
-    while Fraction(2) ** (exponent + 1) <= x:
-        exponent += 1
-    ulp = Fraction(2) ** max(exponent - 23, -149)
-    rounded = round(x / ulp) * ulp  # Fraction rounds half to even
-    return sign * (math.inf if rounded > F32_MAX else float(rounded))
 
 
 def check(a: float, b: float, c: float) -> None:
     got = float(fma32(np.float32(a), np.float32(b), np.float32(c)))
     a, b, c = (float(np.float32(x)) for x in (a, b, c))
-    assert got == round_to_f32(Fraction(a) * Fraction(b) + Fraction(c)), (a.hex(), b.hex(), c.hex())
+    assert got == exact_fma(a, b, c), (a.hex(), b.hex(), c.hex())
 
 
 @given(floats, floats, floats)
@@ -54,10 +39,12 @@ def test_addends_of_every_distance(a: int, b: int, c: int, shift: int, sign: int
     check(sign * a, b, math.ldexp(c, shift))
 
 
-@given(st.integers(2**11, 2**12 - 1), st.integers(2**11, 2**12 - 1), st.integers(-3, 3), st.integers(-80, -30))
+@given(
+    st.integers(2**11, 2**12 - 1), st.integers(2**11, 2**12 - 1), st.integers(-3, 3), st.integers(-80, -30)
+)
 @settings(max_examples=500, deadline=None)
 def test_sums_a_hair_from_a_tie(a: int, b: int, tiny: int, shift: int) -> None:
-    """A 24-bit product plus half a unit in the last place plus almost nothing: float64 alone rounds it twice."""
+    """A 24-bit product plus half a unit in the last place plus almost nothing."""
     product = a * b
     ulp = 2.0 ** (product.bit_length() - 24)
     check(2.0**30 * (1 + 2.0**-23), 1 + 2.0**-23, math.ldexp(tiny, shift))
@@ -87,10 +74,11 @@ def test_chosen_triples(a: float, b: float, c: float) -> None:
 
 
 def test_the_correction_is_needed() -> None:
-    """Without rounding to odd, float64 gives another result here: so the tests above can fail."""
-    a = np.float32(1 + 2.0**-12)
-    naive = np.float32(np.float64(a) * np.float64(a) + np.float64(-(2.0**-60)))
-    assert naive != fma32(a, a, np.float32(-(2.0**-60))) or naive != fma32(a, a, np.float32(2.0**-60))
+    """float64 alone loses 2**-60 and rounds a tie down to even: the tests above can fail."""
+    a, tiny = np.float32(1 + 2.0**-12), np.float32(2.0**-60)
+    naive = np.float32(np.float64(a) * np.float64(a) + np.float64(tiny))
+    assert naive == np.float32(1 + 2.0**-11)
+    assert fma32(a, a, tiny) == np.float32(1 + 2.0**-11 + 2.0**-23)
 
 
 def test_special_values() -> None:
