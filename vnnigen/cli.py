@@ -256,7 +256,8 @@ def _machine_table(machine: dict[str, Any]) -> Table:
     table.add_column(overflow="fold")
     table.add_row("features", " ".join(machine["features"]))
     caches = (
-        f"L{c['level']} {c['type']} {c['bytes'] >> 10} KiB (CPUs {c['cpus']})" for c in machine["caches"]
+        f"L{c['level']} {c['kind']} {c['size'] >> 10} KiB, shared by {c['shared_by']}"
+        for c in machine["caches"]
     )
     table.add_row("caches", "\n".join(caches) or "unknown")
     table.add_row("CPUs", f"{machine['cpus']}, kernels use {machine['threads']} by default")

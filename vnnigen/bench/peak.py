@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from functools import cache
 
@@ -102,8 +102,8 @@ LOOPS: tuple[Loop, ...] = (
     Loop("bf16", "vdpbf16ps", "avx512_bf16", 512, 4, _BF16),
 )
 
-#: Tile instructions, which the assembler does not generate yet.
-NOT_GENERATED = ("tdpbusd tmm", "tdpbf16ps tmm")
+#: Tile instructions, for which there is no loop yet, with the feature that has them.
+NOT_GENERATED = {"tdpbusd tmm": "amx_int8", "tdpbf16ps tmm": "amx_bf16"}
 
 _TIERS = {tier.name: tier for tier in TIERS}
 #: One measurement at a time: two at once would measure each other.
@@ -116,7 +116,8 @@ def measure_peaks(threads: int = 1) -> dict[str, Peak]:
     Takes about 50 ms for each instruction the first time, then answers from a cache.
     """
     peaks = [_peak(loop, threads) for loop in LOOPS]
-    peaks += [Peak(name, None, "not generated yet") for name in NOT_GENERATED]
+    for name, feature in NOT_GENERATED.items():
+        peaks.append(Peak(name, None, "not generated yet" if feature in features() else _lacks({feature})))
     return {peak.name: peak for peak in peaks}
 
 
@@ -126,25 +127,24 @@ def peak_for(
     """GOP/s that a kernel of `tier` on sources of `dtype` cannot exceed; None where nothing is known.
 
     `chain` names the multiply step of an int8 kernel ("vnni", "fast", "exact"), or maps the steps of a mixed
-    kernel to their shares of the work. It may be left out where the tier leaves no choice.
+    kernel to their shares of the work; left out, it is the tier's fastest.
     """
-    if tier not in _TIERS or not _TIERS[tier].vector_bits:
+    known = _TIERS.get(tier)
+    if known is None or not known.vector_bits or "amx_tile" in known.features:
         return None
     if dtype == "f32":
         chain = "fma"
     elif chain is None:
-        chain = "vnni" if tier.endswith("_vnni") else "fast"
+        chain = "vnni" if known.features & {"avx512_vnni", "avx_vnni"} else "fast"
     shares = {chain: 1.0} if isinstance(chain, str) else chain
+    loops = {loop.step: loop for loop in LOOPS if loop.bits == known.vector_bits}
     seconds_per_gop = 0.0
     for step, share in shares.items():
-        gops = next(
-            (_peak(x, threads).gops for x in LOOPS if (x.step, x.bits) == (step, _TIERS[tier].vector_bits)),
-            None,
-        )
+        gops = _peak(loops[step], threads).gops
         if gops is None:
             return None
-        seconds_per_gop += share / sum(shares.values()) / gops
-    return 1 / seconds_per_gop
+        seconds_per_gop += share / gops
+    return sum(shares.values()) / seconds_per_gop
 
 
 def build(loop: Loop) -> Code:
@@ -196,6 +196,10 @@ def _load(a: Assembler, bits: int, name: str, data: np.ndarray) -> Vec:
     return reg
 
 
+def _lacks(missing: Set[str]) -> str:
+    return f"this machine lacks {', '.join(sorted(missing))}"
+
+
 def _peak(loop: Loop, threads: int) -> Peak:
     """Measure one loop, once for each number of threads."""
     with _measuring:
@@ -207,7 +211,7 @@ def _measure(loop: Loop, threads: int) -> Peak:
     code = build(loop)
     missing = code.features - features()
     if missing:
-        return Peak(loop.name, None, f"this machine lacks {', '.join(sorted(missing))}")
+        return Peak(loop.name, None, _lacks(missing))
     loaded = codemem.load(code)
     kernel = native.ffi.new("vg_kernel *")
     kernel.n_launch, kernel.n_args = 1, 1
