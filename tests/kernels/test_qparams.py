@@ -175,6 +175,8 @@ finite = st.floats(width=32, min_value=-(2.0**126), max_value=2.0**126)
         (-128.0, 127.0, np.uint8, False, 1.0, 128),
         (-128.0, 127.0, np.int8, False, 1.0, 0),
         (0.0, 255.0, np.int8, False, 1.0, -128),
+        (-100.6, 154.4, np.uint8, False, 1.0, 101),
+        (-100.4, 154.6, np.int8, False, 1.0, -28),
         (51.0, 255.0, np.uint8, False, 1.0, 0),  # widened to contain zero
         (-255.0, -51.0, np.uint8, False, 1.0, 255),
         (-127.0, 50.0, np.int8, True, 1.0, 0),

@@ -124,7 +124,7 @@ def test_gemm_is_the_definition(m: int, n: int, k: int, src: str, a_zp: int, see
 @pytest.mark.parametrize("w", [127, -127, -128])
 def test_extremes_of_long_sums(w: int) -> None:
     """Sums of full-range products: past 2**24 they must leave float32, and the last bit must be right."""
-    for k in (1, 260, 517, 518, 5000, 65791):
+    for k in (1, 260, 517, 518, 520, 1000, 5000, 65791):
         a = np.full((1, k), 255, np.uint8)
         a[0, 0] = 254
         b = np.full((k, 1), w, np.int8)
