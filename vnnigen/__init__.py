@@ -1,1 +1,47 @@
 """Low-precision deep-learning inference on x86 CPUs: a JIT kernel generator and what stands on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vnnigen.errors import (
+    AssemblerError,
+    BuildError,
+    DTypeError,
+    EmulatorError,
+    ISAError,
+    MissingExtraError,
+    ModelError,
+    QuantizationError,
+    ShapeError,
+    VnnigenError,
+)
+from vnnigen.isa.features import features
+from vnnigen.isa.tiers import max_isa, set_max_isa, tiers
+from vnnigen.kernels.post_ops import Clip, LeakyReLU, Linear, PostOp, ReLU, Sum
+from vnnigen.kernels.qparams import QParams, choose_qparams, dequantize, quantize
+from vnnigen.ops.conv import Conv2dF32, Conv2dInt8, conv_f32, conv_int8
+from vnnigen.ops.explanation import Explanation
+from vnnigen.ops.gemm import GemmF32, GemmInt8, gemm_f32, gemm_int8
+from vnnigen.ops.operator import Operator
+from vnnigen.runtime.threads import num_threads, set_num_threads
+
+__version__ = "0.1.0"
+
+
+def explain(operator: Operator, x_shape: tuple[int, ...] | None = None, x_dtype: Any = None) -> Explanation:
+    """How `operator` computes an input of shape `x_shape` (NHWC or [m, k]; default: that of its last call).
+
+    Shows tier, kernel name, blocking, chain per block of columns, required features, code size and generation
+    time, and every candidate with the reason why it was not taken. Print it, or use `to_dict()`, `listing()`.
+    """
+    return operator.explain(x_shape, x_dtype)
+
+
+__all__ = [
+    "AssemblerError", "BuildError", "Clip", "Conv2dF32", "Conv2dInt8", "DTypeError", "EmulatorError", "Explanation",
+    "GemmF32", "GemmInt8", "ISAError", "LeakyReLU", "Linear", "MissingExtraError", "ModelError", "Operator", "PostOp",
+    "QParams", "QuantizationError", "ReLU", "ShapeError", "Sum", "VnnigenError", "choose_qparams", "conv_f32",
+    "conv_int8", "dequantize", "explain", "features", "gemm_f32", "gemm_int8", "max_isa", "num_threads", "quantize",
+    "set_max_isa", "set_num_threads", "tiers",
+]  # fmt: skip

@@ -32,7 +32,6 @@ from vnnigen.kernels.post_ops import (
     STEP_RANGE,
     STEP_REFERENCE,
     STEP_SCALARS,
-    SUM_DTYPES,
     TENSOR_KINDS,
     PostOp,
     Range,
@@ -40,7 +39,7 @@ from vnnigen.kernels.post_ops import (
     check_sum_zero_point,
 )
 from vnnigen.kernels.qparams import check_scale, check_zero_point
-from vnnigen.kernels.types import F32, F64, INT_RANGE, NUMPY, Array, DType, dtype_name
+from vnnigen.kernels.types import F32, F64, INT_RANGE, NUMPY, Array, DType
 
 # Relative widening of a range per step: two roundings to f32 (2**-24 each) with room to spare.
 _SLACK = 2.0**-22
@@ -227,7 +226,7 @@ def _lower(steps: list[Step], out: DType) -> tuple[tuple[StepSpec, ...], list[fl
         scalars += [float(_to_f32(c, f"a constant of {step.kind}", finite=not limit)) for c in step.scalars]
         dtype: DType | None = None
         if step.kind in TENSOR_KINDS:
-            dtype = out if step.tensor is None else dtype_name(step.tensor.dtype, "Sum tensor", SUM_DTYPES)
+            dtype = out if step.dtype is None else step.dtype
             check_sum_zero_point(step.zero_point, dtype)
         if step.zero_point:
             scalars.append(step.zero_point)

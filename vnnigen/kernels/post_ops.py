@@ -12,7 +12,7 @@ operation below rounding once to f32:
     linear  v = fma(v, alpha, beta*s)
     max     v = v > lo*s ? v : lo*s              a NaN becomes the bound (VMAXPS v, v, lo)
     min     v = v < hi*s ? v : hi*s              likewise (VMINPS v, v, hi)
-    leaky   v = v < 0 ? v*alpha : v
+    leaky   v = sign bit of v set ? v*alpha : v
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from vnnigen.errors import DTypeError, QuantizationError
 from vnnigen.kernels.fma import fma32
@@ -45,6 +46,7 @@ class Step:
     scalars: tuple[float, ...]
     zero_point: int = 0
     tensor: Array | None = None
+    dtype: DType | None = None
 
 
 class PostOp:
@@ -59,15 +61,17 @@ class PostOp:
 
 @dataclass(frozen=True, eq=False)
 class Sum(PostOp):
-    """Add `scale * (t - zero_point)`, `t` being `tensor` or, where None, what `out` held before.
+    """Add `scale * (t - zero_point)`, `t` being `tensor` or, where None, given at the call or `out`'s old content.
 
     `tensor` has the output's shape and type u8, s8, s32 or f32; the zero point must be 0 for s32 and f32.
+    `dtype` is the type of a tensor given at the call; None means the output's type.
     The scale is real units per step of `t`. Raises QuantizationError or DTypeError for a bad argument.
     """
 
     scale: float = 1.0
     zero_point: int = 0
     tensor: Array | None = None
+    dtype: npt.DTypeLike | None = None
     piecewise_linear: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -78,11 +82,17 @@ class Sum(PostOp):
         if self.tensor is not None:
             if not isinstance(self.tensor, np.ndarray):
                 raise DTypeError(f"Sum tensor must be a NumPy array, not {type(self.tensor).__name__}")
+            if self.dtype is not None:
+                raise DTypeError("Sum dtype is for a tensor given at the call; this Sum has its own tensor")
             check_sum_zero_point(self.zero_point, dtype_name(self.tensor.dtype, "Sum tensor", SUM_DTYPES))
+        elif self.dtype is not None:
+            check_sum_zero_point(self.zero_point, dtype_name(self.dtype, "Sum dtype", SUM_DTYPES))
 
     def steps(self, s: float) -> tuple[Step, ...]:
         """Lower to one `sum` step."""
-        return (Step("sum", (float(self.scale) * s,), int(self.zero_point), self.tensor),)
+        given = self.tensor.dtype if self.tensor is not None else self.dtype
+        dtype = None if given is None else dtype_name(given, "Sum dtype", SUM_DTYPES)
+        return (Step("sum", (float(self.scale) * s,), int(self.zero_point), self.tensor, dtype),)
 
 
 @dataclass(frozen=True)
@@ -222,7 +232,7 @@ def _min_range(lo: float, hi: float, c: F32, t: Range) -> Range:
 
 
 def _leaky_reference(v: F32, c: F32, t: Array | None) -> F32:
-    return np.where(v < 0, v * c[0], v)
+    return np.where(np.signbit(v), v * c[0], v)
 
 
 def _leaky_range(lo: float, hi: float, c: F32, t: Range) -> Range:

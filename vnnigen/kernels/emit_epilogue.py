@@ -1,0 +1,374 @@
+"""The epilogue's code: accumulators to outputs, in registers.
+
+`STEP_EMIT` holds one emitter per step kind, each the twin of the function of the same kind in
+`epilogue.STEP_REFERENCE`; a new post-op adds one entry to both tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vnnigen.isa.assembler import Assembler, Mem
+from vnnigen.kernels.emit_common import lane_mask, load_bytes, set_mask, store_bytes
+from vnnigen.kernels.epilogue import EpilogueSpec, StepSpec
+from vnnigen.kernels.layout import ARG_DST, ARG_TENSORS, ConstLayout
+from vnnigen.kernels.mac import TierCode
+
+Reg = Any
+OUT_BYTES = {"u8": 1, "s8": 1, "s32": 4, "f32": 4}
+#: Vector registers every step may use besides the accumulators.
+EPILOGUE_TEMPS = 3
+
+
+@dataclass
+class Tile:
+    """What the epilogue works on: accumulators [pixel][vector] and where their outputs go.
+
+    `offsets[i]` is pixel i's distance from `off`, in elements; `valid` the live lanes of the last vector.
+    `interleaved` columns (see `depthwise`) are in the order that narrowing to bytes puts right by itself; then
+    `valid` may be negative: all vectors together hold (nr-1)*lanes + valid columns.
+    """
+
+    a: Assembler
+    tier: TierCode
+    spec: EpilogueSpec
+    lay: ConstLayout
+    acc: list[list[Reg]]
+    offsets: list[int]
+    valid: int
+    args: Reg
+    consts: Reg
+    col: Reg
+    off: Reg
+    ptr: Reg
+    interleaved: bool = False
+
+    @property
+    def nr(self) -> int:
+        """Vectors of output columns."""
+        return len(self.acc[0])
+
+    def lanes(self, j: int) -> int:
+        """Live lanes of vector j."""
+        return self.valid if j == self.nr - 1 else self.tier.lanes
+
+    def temp(self, name: str) -> Reg:
+        """A vector register of the tier's width."""
+        return self.a.vec(self.tier.bits, name)
+
+    def column(self, array: int, j: int) -> Mem:
+        """Vector j of a per-column array of the constant block."""
+        return Mem(self.consts, array + j * self.tier.vector_bytes, index=self.col, scale=4)
+
+    def scalar(self, name: str, index: int) -> Reg:
+        """A register with post-op scalar `index` in all lanes."""
+        r = self.temp(name)
+        self.a.vbroadcastss(r, Mem(self.consts, self.lay.scalars + 4 * index))
+        return r
+
+    def element(self, size: int, i: int, j: int) -> Mem:
+        """Element address of pixel i, vector j in the tensor whose base is in `ptr`."""
+        return Mem(self.ptr, (self.offsets[i] + j * self.tier.lanes) * size, index=self.off, scale=size)
+
+    def cells(self) -> list[tuple[int, int]]:
+        """All (pixel, vector) pairs."""
+        return [(i, j) for i in range(len(self.acc)) for j in range(self.nr)]
+
+
+def _load_lanes(t: Tile, dst: Reg, mem: Mem, kind: str, lanes: int, k: Reg | None) -> None:
+    """Load `lanes` elements of a tensor as 32-bit lanes: bytes widened, the rest zero."""
+    a = t.a
+    widen = {"u8": "vpmovzxbd", "s8": "vpmovsxbd"}.get(kind)
+    full = lanes == t.tier.lanes
+    if widen and t.tier.masks:
+        getattr(a, widen)(dst, mem, **({} if full else {"mask": k, "zero": True}))
+    elif widen:
+        if full:
+            getattr(a, widen)(dst, mem)
+        else:
+            load_bytes(a, dst.xmm, mem, lanes)
+            getattr(a, widen)(dst, dst.xmm)
+    elif full:
+        a.vmovups(dst, mem)
+    elif t.tier.masks:
+        a.vmovups(dst, mem, mask=k, zero=True)
+    else:
+        a.vmovups(dst, lane_mask(a, lanes))
+        a.vmaskmovps(dst, dst, mem)
+
+
+def _emit_sum(t: Tile, step: StepSpec, at: int, tensor: int) -> None:
+    """v = fma(f32(x - zp), scale, v); the subtraction of small integers is exact in f32."""
+    a = t.a
+    kind = step.tensor or "f32"
+    with a.scope():
+        scale = t.scalar("sum_scale", at)
+        zp = t.scalar("sum_zp", at + 1) if step.has_zero_point else None
+        x = t.temp("addend")
+        k = None
+        a.mov(t.ptr, Mem(t.args, 8 * (ARG_TENSORS + tensor)))
+        if t.tier.masks and t.valid != t.tier.lanes:
+            k = a.kreg("lanes")
+            tmp = a.gpr("mask_bits")
+            set_mask(a, k, t.valid, tmp)
+        for i, j in t.cells():
+            _load_lanes(t, x, t.element(OUT_BYTES[kind], i, j), kind, t.lanes(j), k)
+            if kind != "f32":
+                a.vcvtdq2ps(x, x)
+            if zp is not None:
+                a.vsubps(x, x, zp)
+            a.vfmadd231ps(t.acc[i][j], x, scale)
+
+
+def _emit_linear(t: Tile, _step: StepSpec, at: int, _tensor: int) -> None:
+    """v = fma(v, alpha, beta)."""
+    with t.a.scope():
+        alpha, beta = t.scalar("alpha", at), t.scalar("beta", at + 1)
+        for i, j in t.cells():
+            t.a.vfmadd213ps(t.acc[i][j], alpha, beta)
+
+
+def _emit_bound(mnemonic: str) -> Callable[[Tile, StepSpec, int, int], None]:
+    """v = op(v, bound); VMAXPS and VMINPS return their second source when either is NaN, or on equal zeros."""
+
+    def emit(t: Tile, _step: StepSpec, at: int, _tensor: int) -> None:
+        with t.a.scope():
+            bound = t.scalar("bound", at)
+            for i, j in t.cells():
+                getattr(t.a, mnemonic)(t.acc[i][j], t.acc[i][j], bound)
+
+    return emit
+
+
+def _emit_leaky(t: Tile, _step: StepSpec, at: int, _tensor: int) -> None:
+    """v = v * alpha where the sign bit is set."""
+    a = t.a
+    with a.scope():
+        alpha = t.scalar("alpha", at)
+        if t.tier.masks:
+            k = a.kreg("negative")
+            zero = t.temp("zero")
+            a.vpxord(zero, zero, zero)
+            for i, j in t.cells():
+                a.vpcmpgtd(k, zero, t.acc[i][j])
+                a.vmulps(t.acc[i][j], t.acc[i][j], alpha, mask=k)
+        else:
+            scaled = t.temp("scaled")
+            for i, j in t.cells():
+                v = t.acc[i][j]
+                a.vmulps(scaled, v, alpha)
+                a.vblendvps(v, v, scaled, v)
+
+
+StepEmit = Callable[[Tile, StepSpec, int, int], None]
+STEP_EMIT: dict[str, StepEmit] = {
+    "sum": _emit_sum,
+    "linear": _emit_linear,
+    "max": _emit_bound("vmaxps"),
+    "min": _emit_bound("vminps"),
+    "leaky": _emit_leaky,
+}
+
+
+def _scale(t: Tile) -> None:
+    """v = f32(acc) * m + b in one rounding, or what of it the structure has."""
+    a, spec = t.a, t.spec
+    if spec.acc == "s32" and spec.out != "s32":
+        for i, j in t.cells():
+            a.vcvtdq2ps(t.acc[i][j], t.acc[i][j])
+    if not (spec.has_m or spec.has_b):
+        return
+    for j in range(t.nr):
+        with a.scope():
+            m = t.temp("m") if spec.has_m else None
+            b = t.temp("b") if spec.has_b else None
+            for r, array in ((m, t.lay.m), (b, t.lay.b)):
+                if r is not None:
+                    a.vmovups(r, t.column(array, j))
+            for row in t.acc:
+                v = row[j]
+                if m is not None and b is not None:
+                    a.vfmadd213ps(v, m, b)
+                elif m is not None:
+                    a.vmulps(v, v, m)
+                else:
+                    a.vaddps(v, v, b)
+
+
+def emit_epilogue(t: Tile) -> None:
+    """Scale, apply the post-ops, convert and store a tile. Uses at most EPILOGUE_TEMPS vectors at a time."""
+    a, spec = t.a, t.spec
+    _scale(t)
+    tensor = 0
+    for step, at in spec.slots():
+        STEP_EMIT[step.kind](t, step, at, tensor)
+        tensor += 1 if step.kind == "sum" else 0
+    if spec.post_scale:
+        with a.scope():
+            scale = t.scalar("post_scale", spec.post_scale_slot)
+            for i, j in t.cells():
+                a.vmulps(t.acc[i][j], t.acc[i][j], scale)
+    if spec.clamp_hi:
+        # VCVTPS2DQ turns what does not fit into INT_MIN, so only the upper bound needs a clamp before it; the
+        # second source is v, so that NaN stays NaN and becomes INT_MIN as well.
+        with a.scope():
+            bound = t.scalar("bound", spec.clamp_slot)
+            for i, j in t.cells():
+                a.vminps(t.acc[i][j], bound, t.acc[i][j])
+    a.mov(t.ptr, Mem(t.args, 8 * ARG_DST))
+    if spec.out in ("u8", "s8"):
+        for i, j in t.cells():
+            a.vcvtps2dq(t.acc[i][j], t.acc[i][j])
+        _store_bytes(t)
+    else:
+        _store_dwords(t)
+
+
+def _store_dwords(t: Tile) -> None:
+    a = t.a
+    with a.scope():
+        mask = None
+        if t.valid != t.tier.lanes:
+            if t.tier.masks:
+                mask = a.kreg("lanes")
+                set_mask(a, mask, t.valid, a.gpr("mask_bits"))
+            else:
+                mask = t.temp("lane_mask")
+                a.vmovups(mask, lane_mask(a, t.valid))
+        for i, j in t.cells():
+            mem = t.element(4, i, j)
+            if t.lanes(j) == t.tier.lanes:
+                a.vmovups(mem, t.acc[i][j])
+            elif t.tier.masks:
+                a.vmovups(mem, t.acc[i][j], mask=mask)
+            else:
+                a.vmaskmovps(mem, mask, t.acc[i][j])
+
+
+def _byte_groups(t: Tile) -> list[list[tuple[int, int]]]:
+    """Vectors to pack together, four at a time: along a row first, what is left over across rows."""
+    whole: list[list[tuple[int, int]]] = []
+    loose: list[tuple[int, int]] = []
+    left = t.nr % 4
+    for i in range(len(t.acc)):
+        whole += [[(i, j + q) for q in range(4)] for j in range(0, t.nr - left, 4)]
+        rest = [(i, j) for j in range(t.nr - left, t.nr)]
+        if left == 3:
+            whole.append(rest)
+        else:
+            loose += rest
+    return whole + [loose[s : s + 4] for s in range(0, len(loose), 4)]
+
+
+def _store_bytes(t: Tile) -> None:
+    """Narrow s32 to bytes with saturation, add the zero point between the two narrowings, store.
+
+    After VPACKSSDW and VPACKUSWB each 128-bit lane holds four bytes of each of four vectors; one VPERMD (a transposition
+    of dwords) makes every vector's bytes contiguous.
+    """
+    a = t.a
+    lanes128 = t.tier.bits // 128
+    order = np.array([lane * 4 + q for q in range(4) for lane in range(lanes128)], dtype=np.int32)
+    pack = a.vpackuswb if t.spec.out == "u8" else a.vpacksswb
+    with a.scope():
+        index = None
+        if not t.interleaved:
+            index = t.temp("order")
+            a.vmovups(index, a.const(order))
+        masks: dict[int, Reg] = {}
+        for group in _byte_groups(t):
+            v = [t.acc[i][j] for i, j in group]
+            words = []
+            for lo in range(0, len(v), 2):
+                hi = v[lo + 1] if lo + 1 < len(v) else v[lo]
+                a.vpackssdw(v[lo], v[lo], hi)
+                if t.spec.add_zp:
+                    a.vpaddsw(v[lo], v[lo], Mem(t.consts, t.lay.zero_point))
+                words.append(v[lo])
+            pack(v[0], words[0], words[-1])
+            if index is not None:
+                a.vpermd(v[0], index, v[0])
+            _store_group(t, group, v[0], masks)
+
+
+def _runs(group: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Split a group into (start, length) runs of neighbours in one row."""
+    runs = []
+    start = 0
+    for q in range(1, len(group) + 1):
+        if q == len(group) or group[q] != (group[q - 1][0], group[q - 1][1] + 1):
+            runs.append((start, q - start))
+            start = q
+    return runs
+
+
+def _store_group(t: Tile, group: list[tuple[int, int]], v: Reg, masks: dict[int, Reg]) -> None:
+    """Store a packed group: vector q's bytes are quarter q of the register."""
+    for start, length in _runs(group):
+        pieces = [(start, length)]
+        if (start, length) not in ((0, 4), (0, 3), (0, 2), (2, 2), (0, 1)) or (length == 3 and not t.tier.masks):
+            pieces = [(start + q, 1) for q in range(length)]
+        for q, n in pieces:
+            i, j = group[q]
+            count = (n - 1) * t.tier.lanes + t.lanes(j + n - 1)
+            _store_piece(t, t.element(1, i, j), v, q, count, masks)
+
+
+def _store_piece(t: Tile, mem: Mem, v: Reg, quarter: int, count: int, masks: dict[int, Reg]) -> None:
+    """Store `count` bytes that start at `quarter` of v; clobbers v's lower part when it must move bytes down."""
+    a = t.a
+    size = t.tier.lanes
+    if not t.tier.masks:
+        _store_piece_ymm(t, mem, v, quarter, count)
+        return
+    full = {64: v, 32: v.ymm, 16: v.xmm}
+    if count in full and count % size == 0:
+        if quarter == 0:
+            a.vmovups(mem, full[count])
+        elif count == 32:
+            a.vextracti64x4(mem, v, 1)
+        else:
+            a.vextracti32x4(mem, v, quarter)
+        return
+    if count not in masks:
+        masks[count] = a.kreg(f"bytes{count}")
+        set_mask(a, masks[count], count, a.gpr("mask_bits"))
+    if quarter == 0:
+        a.vmovdqu8(mem, v, mask=masks[count])
+        return
+    with a.scope():
+        low = t.temp("moved")
+        if count > 16:
+            a.vextracti64x4(low.ymm, v, 1)
+        else:
+            a.vextracti32x4(low.xmm, v, quarter)
+        a.vmovdqu8(mem, low, mask=masks[count])
+
+
+def _store_piece_ymm(t: Tile, mem: Mem, v: Reg, quarter: int, count: int) -> None:
+    """AVX2: quarters are 8 bytes; full ones go out directly, partial ones byte by byte."""
+    a = t.a
+    if count == 32:
+        a.vmovdqu(mem, v)
+        return
+    with a.scope():
+        if quarter >= 2:
+            low = t.temp("moved").xmm
+            a.vextracti128(low, v, 1)
+        else:
+            low = v.xmm
+        if count > 16:
+            a.vmovdqu(mem, low)
+            high = t.temp("high").xmm
+            a.vextracti128(high, v, 1)
+            store_bytes(a, mem + 16, high, count - 16)
+        elif quarter % 2 == 0:
+            store_bytes(a, mem, low, count)
+        else:
+            moved = t.temp("odd").xmm
+            a.vpshufd(moved, low, 0b11101110)
+            store_bytes(a, mem, moved, count)

@@ -1,0 +1,199 @@
+"""The microkernel: one register tile's multiplication over all of K, then its epilogue."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from vnnigen.isa.assembler import Assembler, Mem
+from vnnigen.kernels.blocking import Blocking
+from vnnigen.kernels.emit_common import add_const, counted
+from vnnigen.kernels.emit_epilogue import Tile, emit_epilogue
+from vnnigen.kernels.epilogue import EpilogueSpec
+from vnnigen.kernels.geometry import Segments
+from vnnigen.kernels.layout import ConstLayout
+from vnnigen.kernels.mac import ONES8, ONES16, Mac, TierCode
+
+Reg = Any
+#: Tiles of at most this many multiply-accumulate instructions in all are written out without loops.
+UNROLL_WHOLE = 200
+
+
+@dataclass
+class Cursors:
+    """The general registers a tile works with. `src` and `weights` point at the tile's first dwords."""
+
+    args: Reg
+    consts: Reg
+    src: Reg
+    weights: Reg
+    col: Reg
+    off: Reg
+    ptr: Reg
+    k: Reg
+    outer: Reg
+    inner: Reg | None
+
+
+@dataclass(frozen=True)
+class TileCode:
+    """Everything constant about a kernel's tiles."""
+
+    tier: TierCode
+    mac: Mac
+    spec: EpilogueSpec
+    lay: ConstLayout
+    seg: Segments
+    blocking: Blocking
+    row_sums: bool
+
+    @property
+    def panel_bytes(self) -> int:
+        """Bytes from one packed panel of weights to the next."""
+        return self.seg.total_dwords * self.tier.vector_bytes
+
+
+@dataclass
+class _Loop:
+    """State of one tile's K loop."""
+
+    a: Assembler
+    code: TileCode
+    cur: Cursors
+    rows: list[int]
+    acc: list[list[Reg]]
+    sums: list[Reg]
+    weights: list[Reg]
+    source: Reg
+    temps: tuple[Reg, ...]
+    ones8: Reg | None
+
+    def step(self, src_disp: int, dword: int, *, tail: bool) -> None:
+        """One dword of K for all pixels and vectors; `dword` counts from the weights cursor."""
+        a, code = self.a, self.code
+        at = [dword * code.tier.vector_bytes + j * code.panel_bytes for j in range(len(self.acc[0]))]
+        operands: list[Any] = list(self.weights)
+        for j, w in enumerate(self.weights):
+            a.vmovups(w, Mem(self.cur.weights, at[j]))
+        operands += [Mem(self.cur.weights, d) for d in at[len(self.weights) :]]
+        ones: Any = self.ones8
+        if tail and self.sums:
+            partial = ONES8[: code.tier.vector_bytes].copy()
+            partial.reshape(-1, 4)[:, code.seg.tail :] = 0
+            ones = a.const(partial)
+        for i, disp in enumerate(self.rows):
+            a.vbroadcastss(self.source, Mem(self.cur.src, disp + src_disp))
+            for j, w in enumerate(operands):
+                code.mac.emit(a, self.acc[i][j], self.source, w, self.temps)
+            if self.sums:
+                code.mac.emit(a, self.sums[i], self.source, ones, self.temps)
+
+    def whole(self) -> None:
+        """All of K without loops."""
+        seg = self.code.seg
+        for o in range(seg.outer):
+            for i in range(seg.inner):
+                base = o * seg.outer_stride + i * seg.inner_stride
+                for d in range(seg.dwords):
+                    at = (o * seg.inner + i) * seg.dwords + d
+                    self.step(base + 4 * d, at, tail=d == seg.dwords - 1)
+
+    def looped(self) -> None:
+        """Loops over the runs of K, and over dwords within a run; both cursors are put back afterwards."""
+        a, seg, cur = self.a, self.code.seg, self.cur
+        vb = self.code.tier.vector_bytes
+        unroll = self.code.blocking.unroll
+        # The last dword of a run stands alone when its row sum must leave the padding out.
+        special = bool(self.sums) and seg.tail != self.code.mac.k_per_dword
+        turns = (seg.dwords - special) // unroll
+        if turns == 1:
+            turns = 0
+        rest = range(turns * unroll, seg.dwords)
+        with counted(a, cur.outer, seg.outer):
+            with counted(a, cur.inner, seg.inner):
+                if turns:
+                    a.mov(cur.k, turns)
+                    with a.loop(cur.k):
+                        for u in range(unroll):
+                            self.step(4 * u, u, tail=False)
+                        a.add(cur.src, 4 * unroll)
+                        a.add(cur.weights, vb * unroll)
+                for d in rest:
+                    left = d - turns * unroll
+                    self.step(4 * left, left, tail=d == seg.dwords - 1)
+                add_const(a, cur.weights, vb * len(rest))
+                add_const(a, cur.src, seg.inner_stride * (seg.inner > 1) - 4 * turns * unroll)
+            add_const(a, cur.src, seg.outer_stride * (seg.outer > 1) - seg.inner_stride * seg.inner * (seg.inner > 1))
+        add_const(a, cur.src, -seg.outer_stride * seg.outer * (seg.outer > 1))
+        a.sub(cur.weights, self.code.panel_bytes)
+
+
+def emit_tile(
+    a: Assembler, code: TileCode, cur: Cursors, rows: list[int], outs: list[int], nr: int, valid: int
+) -> None:
+    """One tile: pixels at byte offsets `rows` from the source cursor, outputs at element offsets `outs`.
+
+    `nr` vectors of columns, the last with `valid` live lanes. All cursors keep their values.
+    """
+    bits = code.tier.bits
+    with a.scope():
+        acc = [[a.vec(bits, f"acc{i}_{j}") for j in range(nr)] for i in range(len(rows))]
+        with a.section(f"start values {len(rows)}x{nr}"):
+            for j in range(nr):
+                start = Mem(cur.consts, code.lay.init + j * code.tier.vector_bytes, index=cur.col, scale=4)
+                a.vmovups(acc[0][j], start)
+                for row in acc[1:]:
+                    a.vmovaps(row[j], acc[0][j])
+        with a.scope():
+            sums = [a.vec(bits, f"sum{i}") for i in range(len(rows))] if code.row_sums else []
+            with a.scope(), a.section("multiply"):
+                _multiply(a, code, cur, rows, acc, sums)
+            if sums:
+                _subtract_row_sums(a, code, cur, acc, sums)
+        with a.section("epilogue"):
+            tile = Tile(
+                a, code.tier, code.spec, code.lay, acc, outs, valid, cur.args, cur.consts, cur.col, cur.off, cur.ptr
+            )
+            emit_epilogue(tile)
+
+
+def _multiply(
+    a: Assembler, code: TileCode, cur: Cursors, rows: list[int], acc: list[list[Reg]], sums: list[Reg]
+) -> None:
+    bits, mac = code.tier.bits, code.mac
+    for s in sums:
+        a.vpxor(s.xmm, s.xmm, s.xmm) if not code.tier.masks else a.vpxord(s, s, s)
+    temps = tuple(a.vec(bits, f"t{i}") for i in range(mac.temps))
+    if mac.ones:
+        a.vmovups(temps[-1], a.const(ONES16[: code.tier.vector_bytes // 2]))
+    ones8 = None
+    if sums:
+        ones8 = a.vec(bits, "ones8")
+        a.vmovups(ones8, a.const(ONES8[: code.tier.vector_bytes]))
+    resident = min(code.blocking.resident, len(acc[0]))
+    weights = [a.vec(bits, f"w{j}") for j in range(resident)]
+    loop = _Loop(a, code, cur, rows, acc, sums, weights, a.vec(bits, "src"), temps, ones8)
+    if code.seg.total_dwords * len(rows) * len(acc[0]) <= UNROLL_WHOLE:
+        loop.whole()
+    else:
+        loop.looped()
+
+
+def _subtract_row_sums(
+    a: Assembler, code: TileCode, cur: Cursors, acc: list[list[Reg]], sums: list[Reg]
+) -> None:
+    """acc -= w_zero_point * (sum of the source row): the part of an asymmetric weight known only at run time."""
+    with a.scope(), a.section("weight zero points"):
+        product = a.vec(code.tier.bits, "zp_sum")
+        for j in range(len(acc[0])):
+            at = Mem(cur.consts, code.lay.w_zp + j * code.tier.vector_bytes, index=cur.col, scale=4)
+            for i, s in enumerate(sums):
+                a.vpmulld(product, s, at)
+                a.vpsubd(acc[i][j], acc[i][j], product)
+
+
+def tile_offsets(th: int, tw: int, row: int, pixel: int) -> list[int]:
+    """Offsets of a th x tw tile's pixels."""
+    return [h * row + w * pixel for h in range(th) for w in range(tw)]
+
+

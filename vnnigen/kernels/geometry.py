@@ -1,0 +1,137 @@
+"""The implicit-GEMM view that GEMM and convolution share.
+
+A convolution multiplies a matrix whose rows are output pixels and whose columns are the K = kh*kw*ic taps of a
+pixel with the weights.  That matrix is never built: each of its rows is a few *segments*, runs of consecutive bytes
+of the NHWC source, and all rows share the distances between their segments.  A GEMM is the case of one segment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from vnnigen.kernels.mac import Mac
+from vnnigen.kernels.problem import ConvProblem, GemmProblem
+
+SRC_BYTES = {"u8": 1, "s8": 1, "f32": 4}
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes, in elements, of one implicit GEMM: `images * oh * ow` rows, `groups * n` columns.
+
+    `h`, `w`, `ic` are the source's rows, columns and channels (all groups); `top`, `left` its padding.
+    """
+
+    images: int
+    groups: int
+    oh: int
+    ow: int
+    n: int
+    h: int
+    w: int
+    ic: int
+    kh: int
+    kw: int
+    sh: int
+    sw: int
+    dh: int
+    dw: int
+    top: int
+    left: int
+    padded: bool
+    src: str
+
+    @property
+    def icg(self) -> int:
+        """Source channels of one group."""
+        return self.ic // self.groups
+
+    @property
+    def k(self) -> int:
+        """Multiply-accumulates of one output element."""
+        return self.kh * self.kw * self.icg
+
+    @property
+    def ldo(self) -> int:
+        """Elements from one output pixel to the next."""
+        return self.groups * self.n
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of the whole problem."""
+        return self.images * self.oh * self.ow * self.ldo * self.k
+
+    @property
+    def padded_w(self) -> int:
+        """Source columns that one row of outputs reads, padding included."""
+        return (self.ow - 1) * self.sw + (self.kw - 1) * self.dw + 1
+
+    def strip_rows(self, oh: int) -> int:
+        """Source rows that `oh` rows of outputs read, padding included."""
+        return (oh - 1) * self.sh + (self.kh - 1) * self.dh + 1
+
+
+@dataclass(frozen=True)
+class Segments:
+    """How K lies in memory: `outer` x `inner` runs of `elements`, `outer_stride` and `inner_stride` bytes apart.
+
+    `dwords` counts the K steps of one run; the last one covers `tail` real elements (the rest meets zero weights).
+    """
+
+    outer: int
+    inner: int
+    elements: int
+    dwords: int
+    tail: int
+    outer_stride: int
+    inner_stride: int
+
+    @property
+    def total_dwords(self) -> int:
+        """K steps of the whole multiplication."""
+        return self.outer * self.inner * self.dwords
+
+
+def conv_geometry(p: ConvProblem) -> Geometry:
+    """The implicit GEMM of a convolution; a 1x1 one without stride and padding is one flat GEMM."""
+    (top, bottom), (left, right) = p.pad
+    g = Geometry(
+        images=p.n, groups=p.groups, oh=p.oh, ow=p.ow, n=p.oc // p.groups, h=p.ih, w=p.iw, ic=p.ic,
+        kh=p.kh, kw=p.kw, sh=p.stride[0], sw=p.stride[1], dh=p.dilation[0], dw=p.dilation[1],
+        top=top, left=left, padded=bool(top or bottom or left or right), src=p.src,
+    )  # fmt: skip
+    if p.kh == p.kw == 1 and p.stride == (1, 1) and not g.padded:
+        rows = p.n * p.oh * p.ow
+        return replace(g, images=1, oh=rows, ow=1, h=rows, w=1)
+    return g
+
+
+def gemm_geometry(p: GemmProblem) -> Geometry:
+    """A GEMM is a 1x1 convolution over M pixels of K channels."""
+    return Geometry(
+        images=1, groups=1, oh=p.m, ow=1, n=p.n, h=p.m, w=1, ic=p.k, kh=1, kw=1, sh=1, sw=1, dh=1, dw=1,
+        top=0, left=0, padded=False, src=p.src,
+    )  # fmt: skip
+
+
+def needs_copy(g: Geometry, mac: Mac) -> bool:
+    """Whether the source rows must go through scratch before they can be multiplied.
+
+    They must when padding has to be there as bytes, when the element changes (s8 shifted to u8, bytes widened to
+    words), and when a run of K ends inside a dword, because reading that dword could leave the operand.
+    """
+    seg = segments(g, mac, row_pitch=0, pixel_pitch=0)
+    return g.padded or g.src != mac.element or seg.tail != mac.k_per_dword
+
+
+def segments(g: Geometry, mac: Mac, *, row_pitch: int, pixel_pitch: int) -> Segments:
+    """Split K into runs, given the byte pitches of the rows and pixels that will be read."""
+    merged = g.groups == 1 and (g.dw == 1 or g.kw == 1)
+    inner = 1 if merged else g.kw
+    elements = g.kw * g.ic if merged else g.icg
+    per = mac.k_per_dword
+    dwords = -(-elements // per)
+    return Segments(
+        outer=g.kh, inner=inner, elements=elements, dwords=dwords, tail=elements - (dwords - 1) * per,
+        outer_stride=g.dh * row_pitch, inner_stride=g.dw * pixel_pitch,
+    )  # fmt: skip

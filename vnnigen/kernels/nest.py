@@ -1,0 +1,365 @@
+"""The loop nest around the microkernel: one function that computes one step of the parallel grid.
+
+Step `index` is (image, strip of output rows, chunk of column blocks).  It copies its source rows to scratch if they
+must be padded, shifted or widened, then runs: groups > column blocks > tiles down the strip > tiles along the row.
+The weights of one column block stay in the L1 cache while all of the strip's tiles use them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from vnnigen.isa.assembler import Arg, Assembler, Code, Mem
+from vnnigen.kernels.blocking import Blocking, Registers
+from vnnigen.kernels.emit_common import add_const, counted, div_const
+from vnnigen.kernels.emit_copy import CopyRegs, CopyStage, scratch_rows
+from vnnigen.kernels.emit_epilogue import EPILOGUE_TEMPS
+from vnnigen.kernels.emit_tile import Cursors, TileCode, emit_tile, tile_offsets
+from vnnigen.kernels.epilogue import EpilogueSpec
+from vnnigen.kernels.geometry import SRC_BYTES, Geometry, segments
+from vnnigen.kernels.layout import ARG_CONSTS, ARG_SRC, ARG_WEIGHTS, ConstLayout
+from vnnigen.kernels.mac import Mac, TierCode
+
+Reg = Any
+
+
+@dataclass(frozen=True)
+class NestKey:
+    """Everything the code of a GEMM or convolution kernel depends on.
+
+    `column0` is the first output column (of each group) computed, `ldo` the distance of output pixels in
+    elements, `launch` picks the pair of weight and constant slots: weights of mixed chain safety are run as
+    several launches over column ranges.
+    """
+
+    op: str
+    g: Geometry
+    tier: TierCode
+    mac: Mac
+    spec: EpilogueSpec
+    blocking: Blocking
+    row_sums: bool
+    column0: int
+    ldo: int
+    launch: int
+
+    @property
+    def name(self) -> str:
+        """The kernel's name, which says what it is: operation, types, tile, tier and chain."""
+        b = self.blocking
+        weights = "f32" if self.mac.element == "f32" else "s8"
+        chain = "" if self.mac.name in ("vnni", "fma") else f"-{self.mac.name}"
+        types = "f32" if weights == "f32" else f"{self.g.src}{weights}{self.spec.out}"
+        return f"{self.op}-{types}-{b.mr}x{b.nr * self.tier.lanes}-{self.tier.name}{chain}"
+
+    @property
+    def strips(self) -> int:
+        """Strips of output rows in one image."""
+        return -(-self.g.oh // self.blocking.strip)
+
+    @property
+    def block_columns(self) -> int:
+        """Columns of a full block."""
+        return self.blocking.nr * self.tier.lanes
+
+    @property
+    def full_blocks(self) -> int:
+        """Column blocks without a tail."""
+        return self.g.n // self.block_columns
+
+    @property
+    def chunks(self) -> int:
+        """Chunks of column blocks."""
+        blocks = -(-self.g.n // self.block_columns)
+        return -(-blocks // self.blocking.chunk)
+
+    @property
+    def steps(self) -> int:
+        """Steps of the parallel grid."""
+        return self.g.images * self.strips * self.chunks
+
+    @property
+    def padded_columns(self) -> int:
+        """Columns of a group rounded up to whole panels."""
+        return -(-self.g.n // self.tier.lanes) * self.tier.lanes
+
+    @property
+    def layout(self) -> ConstLayout:
+        """The constant block's layout."""
+        return ConstLayout(self.g.groups * self.padded_columns)
+
+    @property
+    def scratch(self) -> int:
+        """Bytes of scratch a step needs."""
+        if not self.blocking.copy:
+            return 0
+        return scratch_rows(self.g, self.mac, self.blocking.strip).size
+
+    def build(self, features: frozenset[str] | None) -> Code:
+        """Generate the code, using only instructions of `features`."""
+        return Nest(self, features).build()
+
+
+def register_need(mac: Mac, row_sums: bool) -> Registers:
+    """Registers a tile needs besides accumulators, in the K loop and in the epilogue."""
+    return Registers(temps=mac.temps, row_sums=row_sums, epilogue=EPILOGUE_TEMPS)
+
+
+class LoopNest:
+    """Emits the loops of one key; a subclass emits the tiles."""
+
+    #: Bytes of packed weights of a full column block, and of a panel of it.
+    block_bytes: int
+    panel_bytes: int
+    #: Bytes the source moves from one column block to the next.
+    source_step = 0
+    #: Whether a tile needs a second tap counter.
+    two_taps = False
+
+    def __init__(self, key: NestKey, features: frozenset[str] | None):
+        self.key = key
+        g, b = key.g, key.blocking
+        if b.copy:
+            rows = scratch_rows(g, key.mac, b.strip)
+            self.rows = rows
+            self.row_pitch, self.pixel = rows.pitch, rows.pixel
+        else:
+            self.pixel = g.ic * SRC_BYTES[g.src]
+            self.row_pitch = g.w * self.pixel
+        self.lay = key.layout
+        self.a = Assembler(
+            key.name, args=(Arg("args", "ptr"), Arg("index", "i64"), Arg("scratch", "ptr")), features=features
+        )
+
+    def emit_tile(self, th: int, tw: int, nr: int, valid: int) -> None:
+        """Emit a th x tw tile of `nr` vectors, the last with `valid` live lanes; cursors keep their values."""
+        raise NotImplementedError
+
+    def build(self) -> Code:
+        """Emit everything and encode it."""
+        a = self.a
+        args = a.load_argument("args")
+        self.slots = a.stack(64, align=64)
+        self.first_src = a.gpr("strip_src")
+        self.first_off = a.gpr("strip_off")
+        weights, consts, col = a.gpr("weights"), a.gpr("consts"), a.gpr("col")
+        a.mov(consts, Mem(args, 8 * (ARG_CONSTS + 2 * self.key.launch)))
+        a.mov(weights, Mem(args, 8 * (ARG_WEIGHTS + 2 * self.key.launch)))
+        self._locate(args, weights, col, consts)
+        inner = a.gpr("tap") if self.two_taps else None
+        self.cur = Cursors(
+            args, consts, a.gpr("src"), weights, col, a.gpr("off"), a.gpr("ptr"), a.gpr("k"), a.gpr("tap_row"), inner
+        )
+        self.down, self.along = a.gpr("tiles_down"), a.gpr("tiles_along")
+        self._groups()
+        a.ret()
+        return a.finalize().encode()
+
+    # Slots of the stack frame: loop counts that are touched once per column block.
+    CHUNK, STRIP, BLOCKS, DOWN, GROUP = range(5)
+
+    def _slot(self, which: int) -> Mem:
+        return self.slots + 8 * which
+
+    def _locate(self, args: Reg, weights: Reg, col: Reg, consts: Reg) -> None:
+        """Decode the step's index, set the first cursors, run the copy stage."""
+        a, key, g, b = self.a, self.key, self.key.g, self.key.blocking
+        index, scratch = a.load_argument("index"), a.load_argument("scratch")
+        with a.scope(), a.section("locate the step"):
+            image, strip, chunk, tmp = a.gpr("image"), a.gpr("strip"), a.gpr("chunk"), a.gpr("tmp")
+            self._split(index, chunk, key.chunks, key.steps, tmp)
+            self._split(index, strip, key.strips, key.steps, tmp)
+            a.mov(image, index)
+            a.mov(self._slot(self.CHUNK), chunk)
+            a.mov(self._slot(self.STRIP), strip)
+            self._blocks_here(chunk, tmp)
+            # Weights, constants and outputs of the chunk.
+            a.imul(col, chunk, b.chunk * key.block_columns)
+            a.imul(tmp, chunk, b.chunk * self.block_bytes)
+            a.add(weights, tmp)
+            self._tiles_here(strip, tmp)
+            a.imul(self.first_off, image, g.oh)
+            a.imul(strip, strip, b.strip)
+            a.add(self.first_off, strip)
+            a.imul(self.first_off, self.first_off, g.ow * key.ldo)
+            a.add(self.first_off, col)
+            add_const(a, self.first_off, key.column0)
+            # First source row of the strip, counted from the image's top edge.
+            a.imul(strip, strip, g.sh)
+            add_const(a, strip, -g.top)
+            a.mov(tmp, strip)
+            a.imul(image, image, g.h)
+            a.add(tmp, image)
+            a.imul(tmp, tmp, g.w * g.ic * SRC_BYTES[g.src])
+            a.add(tmp, Mem(args, 8 * ARG_SRC))
+            if b.copy:
+                a.mov(self.first_src, scratch)
+                regs = CopyRegs(strip, tmp, scratch, consts, chunk, image, index)
+                CopyStage(a, key.tier, g, key.mac, self.lay, self.rows).emit(regs)
+            else:
+                a.mov(self.first_src, tmp)
+            if self.source_step:
+                a.mov(chunk, self._slot(self.CHUNK))
+                a.imul(chunk, chunk, b.chunk * self.source_step)
+                a.add(self.first_src, chunk)
+        a.release(index, scratch)
+
+    def _split(self, value: Reg, remainder: Reg, divisor: int, limit: int, tmp: Reg) -> None:
+        """remainder = value % divisor; value //= divisor."""
+        a = self.a
+        if divisor == 1:
+            a.mov(remainder, 0)
+            return
+        div_const(a, tmp, value, divisor, limit)
+        a.mov(remainder, tmp)
+        a.imul(remainder, remainder, -divisor)
+        a.add(remainder, value)
+        a.mov(value, tmp)
+
+    def _blocks_here(self, chunk: Reg, tmp: Reg) -> None:
+        """Full column blocks of this chunk."""
+        key, b = self.key, self.key.blocking
+        last = key.full_blocks - (key.chunks - 1) * b.chunk
+        self._by_last(chunk, key.chunks, b.chunk, last, tmp, self.BLOCKS)
+
+    def _tiles_here(self, strip: Reg, tmp: Reg) -> None:
+        """Full tiles down this strip."""
+        key, b = self.key, self.key.blocking
+        last = (key.g.oh - (key.strips - 1) * b.strip) // b.th
+        self._by_last(strip, key.strips, b.strip // b.th, last, tmp, self.DOWN)
+
+    def _by_last(self, which: Reg, count: int, usual: int, last: int, tmp: Reg, slot: int) -> None:
+        """Store `usual`, or `last` if this is the last of `count`."""
+        a = self.a
+        a.mov(tmp, last)
+        if count > 1 and usual != last:
+            done = a.label("last")
+            a.cmp(which, count - 1)
+            a.jz(done)
+            a.mov(tmp, usual)
+            a.bind(done)
+        a.mov(self._slot(slot), tmp)
+
+    @contextmanager
+    def _slot_loop(self, which: int, *, may_be_zero: bool) -> Iterator[None]:
+        """Repeat the body as often as a stack slot says, counting in the slot."""
+        a, tmp = self.a, self.cur.ptr
+        top, end = a.label("slot_loop"), a.label("slot_end")
+        if may_be_zero:
+            a.mov(tmp, self._slot(which))
+            a.test(tmp, tmp)
+            a.jz(end)
+        a.bind(top)
+        yield
+        a.mov(tmp, self._slot(which))
+        a.sub(tmp, 1)
+        a.mov(self._slot(which), tmp)
+        a.jnz(top)
+        a.bind(end)
+
+    @contextmanager
+    def _only_last(self, which: int, count: int) -> Iterator[None]:
+        """Run the body only in the last of `count` strips or chunks."""
+        a = self.a
+        skip = a.label("not_last")
+        if count > 1:
+            a.mov(self.cur.ptr, self._slot(which))
+            a.cmp(self.cur.ptr, count - 1)
+            a.jnz(skip)
+        yield
+        a.bind(skip)
+
+    def _groups(self) -> None:
+        """All groups, one after the other."""
+        a, key, g = self.a, self.key, self.key.g
+        if g.groups == 1:
+            self._column_blocks()
+            return
+        a.mov(self.cur.ptr, g.groups)
+        a.mov(self._slot(self.GROUP), self.cur.ptr)
+        blocks = key.full_blocks
+        with self._slot_loop(self.GROUP, may_be_zero=False):
+            a.mov(self.cur.ptr, blocks)
+            a.mov(self._slot(self.BLOCKS), self.cur.ptr)
+            self._column_blocks()
+            done = blocks * key.block_columns
+            add_const(a, self.first_src, g.icg * (key.mac.element_bytes if key.blocking.copy else SRC_BYTES[g.src]))
+            add_const(a, self.first_off, g.n - done)
+            add_const(a, self.cur.col, key.padded_columns - done)
+            panels = (key.padded_columns - done) // key.tier.lanes
+            add_const(a, self.cur.weights, panels * self.panel_bytes)
+
+    def _column_blocks(self) -> None:
+        """Full column blocks of the chunk, then, in the last chunk, the tail block."""
+        a, key, b = self.a, self.key, self.key.blocking
+        lanes = key.tier.lanes
+        if key.full_blocks:
+            last = key.full_blocks - (key.chunks - 1) * b.chunk
+            with self._slot_loop(self.BLOCKS, may_be_zero=last == 0):
+                self._strip(b.nr, lanes)
+                a.add(self.cur.weights, self.block_bytes)
+                a.add(self.cur.col, key.block_columns)
+                a.add(self.first_off, key.block_columns)
+                add_const(a, self.first_src, self.source_step)
+        tail = key.g.n - key.full_blocks * key.block_columns
+        if tail:
+            panels = -(-tail // lanes)
+            with self._only_last(self.CHUNK, key.chunks):
+                self._strip(panels, tail - (panels - 1) * lanes)
+
+    def _strip(self, nr: int, valid: int) -> None:
+        """All tiles of a column block: full tiles down the strip, then the image's last rows."""
+        a, key, g, b = self.a, self.key, self.key.g, self.key.blocking
+        cur = self.cur
+        a.mov(cur.src, self.first_src)
+        a.mov(cur.off, self.first_off)
+        if g.oh >= b.th:
+            end = a.label("tiles_end")
+            a.mov(self.down, self._slot(self.DOWN))
+            if (g.oh - (key.strips - 1) * b.strip) < b.th:
+                a.test(self.down, self.down)
+                a.jz(end)
+            with a.loop(self.down):
+                self._row(b.th, nr, valid)
+                steps = g.ow // b.tw
+                add_const(a, cur.src, b.th * g.sh * self.row_pitch - steps * b.tw * g.sw * self.pixel)
+                add_const(a, cur.off, (b.th * g.ow - steps * b.tw) * key.ldo)
+            a.bind(end)
+        if g.oh % b.th:
+            with self._only_last(self.STRIP, key.strips):
+                self._row(g.oh % b.th, nr, valid)
+
+    def _row(self, th: int, nr: int, valid: int) -> None:
+        """Tiles along one row of outputs; the cursors end behind the last full tile."""
+        a, g, b, cur = self.a, self.key.g, self.key.blocking, self.cur
+        full, tail = divmod(g.ow, b.tw)
+        if full:
+            with counted(a, self.along, full):
+                self.emit_tile(th, b.tw, nr, valid)
+                a.add(cur.src, b.tw * g.sw * self.pixel)
+                a.add(cur.off, b.tw * self.key.ldo)
+        if tail:
+            self.emit_tile(th, tail, nr, valid)
+
+
+class Nest(LoopNest):
+    """The GEMM and convolution kernels: tiles multiply panels of weights."""
+
+    def __init__(self, key: NestKey, features: frozenset[str] | None):
+        super().__init__(key, features)
+        self.seg = segments(key.g, key.mac, row_pitch=self.row_pitch, pixel_pitch=self.pixel)
+        self.code = TileCode(key.tier, key.mac, key.spec, self.lay, self.seg, key.blocking, key.row_sums)
+        self.panel_bytes = self.code.panel_bytes
+        self.block_bytes = key.blocking.nr * self.panel_bytes
+        self.two_taps = self.seg.inner > 1
+
+    def emit_tile(self, th: int, tw: int, nr: int, valid: int) -> None:
+        """Emit one register tile."""
+        g = self.key.g
+        rows = tile_offsets(th, tw, g.sh * self.row_pitch, g.sw * self.pixel)
+        outs = tile_offsets(th, tw, g.ow * self.key.ldo, self.key.ldo)
+        emit_tile(self.a, self.code, self.cur, rows, outs, nr, valid)
+

@@ -1,0 +1,1 @@
+"""The operators users call: convolution and GEMM, prepared once or called directly."""

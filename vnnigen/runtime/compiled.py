@@ -1,0 +1,106 @@
+"""From kernel keys to callable code: generate once, check the machine, load, remember."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from vnnigen.isa import tiers
+from vnnigen.isa.assembler import Code
+from vnnigen.kernels.layout import ARG_CONSTS, ARG_SLOTS, ARG_WEIGHTS
+from vnnigen.kernels.mac import TierCode
+from vnnigen.runtime import codemem, native
+from vnnigen.runtime.cache import KernelCache
+
+
+class KernelKey(Protocol):
+    """A frozen, hashable description of one kernel that can generate its code."""
+
+    @property
+    def name(self) -> str:
+        """The kernel's name."""
+
+    @property
+    def tier(self) -> TierCode:
+        """The tier it is generated for."""
+
+    @property
+    def steps(self) -> int:
+        """Steps of its grid."""
+
+    @property
+    def scratch(self) -> int:
+        """Bytes of scratch one step needs."""
+
+    def build(self, features: frozenset[str] | None) -> Code:
+        """Generate the code."""
+
+
+@dataclass(frozen=True, eq=False)
+class Compiled:
+    """A kernel ready to run, and what it cost to make."""
+
+    code: Code
+    loaded: codemem.LoadedCode
+    jit_ms: float
+
+
+_CACHE: KernelCache[KernelKey, Compiled] = KernelCache()
+
+
+def generate(key: KernelKey) -> Code:
+    """Generate a kernel's code for its tier, on any machine."""
+    return key.build(tiers.tier(key.tier.name).features)
+
+
+def compiled(key: KernelKey) -> Compiled:
+    """The executable kernel of a key, generated once.
+
+    Raises:
+        ISAError: when the code needs features that this machine, or the cap, does not have.
+    """
+    return _CACHE.get(key, lambda: _compile(key))
+
+
+def _compile(key: KernelKey) -> Compiled:
+    start = time.perf_counter()
+    code = generate(key)
+    # What counts is what was emitted, not what the tier promises.
+    tiers.require(code.features, code.name)
+    loaded = codemem.load(code)
+    return Compiled(code, loaded, (time.perf_counter() - start) * 1e3)
+
+
+class Runner(Protocol):
+    """What `Bound` needs of packed weights: the arrays of one launch."""
+
+    @property
+    def weights(self) -> Any:
+        """Packed weights."""
+
+    @property
+    def consts(self) -> Any:
+        """Constant block."""
+
+
+class Bound:
+    """Kernels bound to packed weights: the native descriptor that `vg_call` takes."""
+
+    def __init__(self, keys: Sequence[KernelKey], runs: Sequence[Runner]) -> None:
+        """Compile every key and fill the descriptor; `runs` holds each launch's arrays."""
+        self.keys = tuple(keys)
+        self.kernels = [compiled(key) for key in keys]
+        self._keep = runs
+        ffi = native.ffi
+        k = ffi.new("vg_kernel *")
+        k.n_launch = len(self.keys)
+        k.n_args = ARG_SLOTS
+        for i, (key, kernel, run) in enumerate(zip(self.keys, self.kernels, runs, strict=True)):
+            k.launch[i].fn = ffi.cast("vg_fn", kernel.loaded.address)
+            k.launch[i].count = key.steps
+            k.launch[i].scratch_bytes = key.scratch
+            k.args[ARG_WEIGHTS + 2 * i] = run.weights.ctypes.data
+            k.args[ARG_CONSTS + 2 * i] = run.consts.ctypes.data
+        self.descriptor = k
