@@ -15,7 +15,7 @@ from vnnigen.isa import tiers as T
 
 Table = dict[tuple[int, int], tuple[int, int, int, int]]
 
-# CPUID of real machines (leaf, subleaf): eax, ebx, ecx, edx; from published dumps, Zen 5 in a virtual machine.
+# CPUID of real machines (leaf, subleaf): eax, ebx, ecx, edx; from dumps, Zen 5 in a virtual machine.
 HASWELL: Table = {
     (0, 0): (0xD, 0x756E6547, 0x6C65746E, 0x49656E69),
     (1, 0): (0x306C3, 0x03100800, 0x7FDAFBBF, 0xBFEBFBFF),

@@ -313,10 +313,8 @@ class Assembler:
     def _with_frame(self) -> Iterator[Item]:
         """Yield the items with a prologue before them and every `ret` expanded (System V AMD64 ABI, 3.2)."""
         saved = [GPR(index, 64, GPR_NAMES[index]) for index in sorted(self._saved)]
-        wide = any(isinstance(item, Insn) and item.form.wide for item in self._items)
         slot = Mem(RSP, -(-self._stack_bytes // 8) * 8)  # keeps the caller's rsp, as the frame is realigned
         prologue = [self._insn("push", r) for r in saved]
-        epilogue = [self._insn("pop", r) for r in reversed(saved)] + [self._insn("ret")]
         if self._stack_bytes:
             old = GPR(0, 64, "caller_rsp")  # rax is free at entry
             prologue += [
@@ -325,18 +323,21 @@ class Assembler:
                 self._insn("and", RSP, -64),
                 self._insn("mov", slot, old),
             ]
-            epilogue.insert(0, self._insn("mov", RSP, slot))
-        if wide:
-            epilogue.insert(0, self._insn("vzeroupper"))
         if prologue:
             yield Note("section", "prologue")
             yield from prologue
             yield Note("end")
         for item in self._items:
-            if isinstance(item, Note) and item.kind == "ret":
-                yield from epilogue
-            else:
+            if isinstance(item, Insn) or item.kind != "ret":
                 yield item
+                continue
+            if any(isinstance(i, Insn) and i.form.wide for i in self._items):
+                yield self._insn("vzeroupper")
+            if self._stack_bytes:
+                yield self._insn("mov", RSP, slot)
+            for register in reversed(saved):
+                yield self._insn("pop", register)
+            yield self._insn("ret")
 
 
 def _operand(mnemonic: str, value: Any) -> Operand:

@@ -170,6 +170,8 @@ def _candidate(code: Any) -> _Candidate | None:
         return None  # segment and control registers, short accumulator forms, 16-bit branches, ...
     if info.operand_size == 16 and not any(s.startswith("R16") for s in slots):
         return None  # RET and PUSH imm with an operand-size prefix
+    if ":" in info.instruction_string:
+        return None  # far jumps
     names = {_FEATURE_NAMES[int(f)] for f in Instruction.create(code).cpuid_features()}
     return _Candidate(
         code,
