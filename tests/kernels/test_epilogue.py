@@ -218,6 +218,13 @@ def test_sum_of_the_output() -> None:
     assert one(1, e, (np.array([[104]], np.int8),)) == (1 + 0.5 * 4) / 0.25 - 10
 
 
+def test_sum_of_a_tensor_given_at_the_call() -> None:
+    e = fold(n=1, post_ops=(Sum(0.5, dtype=np.float32),), out="u8", y_scale=1.0)
+    assert e.spec.steps == (StepSpec("sum", "f32"),)
+    assert e.tensors == (None,)
+    assert one(1, e, (np.array([[6.0]], np.float32),)) == 4
+
+
 @pytest.mark.parametrize("out", ["u8", "s8"])
 def test_nan_and_infinities_of_a_residual(out: str) -> None:
     t = np.array([[math.nan, math.inf, -math.inf]], np.float32)

@@ -115,6 +115,17 @@ def test_sum_zero_point(dtype: type, zero_point: int, error: type[Exception] | N
             Sum(1.0, zero_point, np.zeros(1, dtype))
 
 
+def test_sum_of_a_tensor_given_at_the_call() -> None:
+    assert Sum(1.0, 200, dtype=np.uint8).steps(1.0)[0].dtype == "u8"
+    assert Sum().steps(1.0)[0].dtype is None
+    with pytest.raises(QuantizationError, match="zero_point 200"):
+        Sum(1.0, 200, dtype=np.int8)
+    with pytest.raises(DTypeError, match="Sum dtype"):
+        Sum(dtype=np.float64)
+    with pytest.raises(DTypeError, match="its own tensor"):
+        Sum(tensor=U8, dtype=np.uint8)
+
+
 def test_sum_needs_an_array() -> None:
     with pytest.raises(DTypeError, match="NumPy array"):
         Sum(tensor=[1, 2, 3])  # type: ignore[arg-type]
@@ -158,6 +169,12 @@ def test_a_bound_replaces_a_zero_of_either_sign() -> None:
     assert math.copysign(1, run("max", -0.0, [0.0])) == 1
     assert math.copysign(1, run("max", 0.0, [-0.0])) == -1
     assert math.copysign(1, run("min", 0.0, [-0.0])) == -1
+
+
+def test_leaky_goes_by_the_sign_bit() -> None:
+    """As VBLENDVPS does: a negative zero is multiplied too."""
+    assert math.copysign(1, run("leaky", -0.0, [-2.0])) == 1
+    assert math.copysign(1, run("leaky", 0.0, [-2.0])) == 1
 
 
 small = st.floats(width=32, min_value=-(2.0**40), max_value=2.0**40)
