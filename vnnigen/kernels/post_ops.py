@@ -61,7 +61,7 @@ class PostOp:
 
 @dataclass(frozen=True, eq=False)
 class Sum(PostOp):
-    """Add `scale * (t - zero_point)`, `t` being `tensor` or, where None, given at the call or `out`'s old content.
+    """Add `scale * (t - zero_point)`; `t` is `tensor` or, where None, given at the call or the old `out`.
 
     `tensor` has the output's shape and type u8, s8, s32 or f32; the zero point must be 0 for s32 and f32.
     `dtype` is the type of a tensor given at the call; None means the output's type.
