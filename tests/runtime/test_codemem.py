@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.runtime.helpers import STORE_INDEX, Kernel, Launch, RawCode, address, x86_only
+from vnnigen.isa.assembler import Arg, Assembler, Mem
 from vnnigen.runtime import codemem
 from vnnigen.runtime.codemem import load, load_batch
 
@@ -91,6 +92,26 @@ def test_dump(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ]  # fmt: skip
     assert (folder / "conv_3x3.bin").read_bytes() == b"\xc3"
     assert (folder / "conv_3x3-2.lst").read_text() == "nop\nret"
+
+
+@x86_only
+def test_assembled_code_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("VNNIGEN_DUMP_DIR", str(tmp_path))
+    a = Assembler("add-constant", args=(Arg("args", "ptr"), Arg("index", "i64")))
+    destination, value = a.gpr("destination"), a.gpr("value")
+    a.mov(destination, Mem(a.load_argument("args"), 0))
+    a.mov(value, a.const(np.array([40], np.int64)))
+    index = a.load_argument("index")
+    a.add(value, index)
+    a.mov(Mem(destination, 0, index=index, scale=8), value)
+    a.ret()
+    code = a.finalize().encode()
+    kernel = load(code)
+    assert kernel.address % codemem.ALIGNMENT == 0
+    out = np.zeros(3, np.int64)
+    assert Kernel([Launch(kernel.address, 3)]).call([address(out)]) == 0
+    assert out.tolist() == [40, 41, 42]
+    assert (tmp_path / "add-constant.lst").read_text() == code.listing
 
 
 def test_large_image_is_copied_whole() -> None:

@@ -25,7 +25,7 @@ _diagnostics = threading.Lock()
 
 
 class MachineCode(Protocol):
-    """What is needed of an encoded kernel (`vnnigen.isa.assembler.Code`)."""
+    """What is needed of an encoded kernel (`vnnigen.isa.encode.Code`)."""
 
     @property
     def name(self) -> str:
@@ -38,6 +38,10 @@ class MachineCode(Protocol):
     @property
     def entry(self) -> int:
         """Offset of the first instruction in `data`."""
+
+    @property
+    def listing(self) -> str:
+        """Annotated assembly."""
 
 
 class Mapping:
@@ -105,7 +109,6 @@ def _write_perf_map(loaded: Sequence[LoadedCode]) -> None:
 def _dump(code: MachineCode, directory: Path) -> None:
     """Write the bytes and the listing; kernels of the same name but other bytes get a number."""
     base = re.sub(r"[^\w.+-]", "_", code.name)
-    listing = getattr(code, "listing", "")
     with _diagnostics:
         directory.mkdir(parents=True, exist_ok=True)
         stem, number = base, 1
@@ -113,4 +116,4 @@ def _dump(code: MachineCode, directory: Path) -> None:
             number += 1
             stem = f"{base}-{number}"
         path.write_bytes(code.data)
-        (directory / f"{stem}.lst").write_text(listing() if callable(listing) else listing)
+        (directory / f"{stem}.lst").write_text(code.listing)
