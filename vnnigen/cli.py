@@ -210,8 +210,7 @@ def _explain(request: Request, listing: bool, as_json: bool) -> None:
         extra = {"listing": explanation.listing()} if listing else {}
         _print_json(explanation.to_dict() | extra)
         return
-    console = Console()
-    console.print(explanation)
+    Console().print(str(explanation), markup=False, soft_wrap=True)
     if listing:
         # Not through Rich: it would take `[rdi+8]` for markup and wrap long lines.
         print(explanation.listing())

@@ -81,14 +81,12 @@ def test_peak_for_picks_the_loop_of_the_tier(monkeypatch):
     monkeypatch.setattr(
         peak, "_peak", lambda loop, threads: peak.Peak(loop.name, gops.get((loop.step, loop.bits)))
     )
-    assert peak_for("avx512_vnni", "u8s8") == 800
-    assert peak_for("avx_vnni", "s8s8") == 400
-    assert peak_for("avx512", "f32") == 200
-    assert peak_for("avx512_vnni", "f32") == 200
-    assert peak_for("avx512", "u8s8", "exact") == 150
-    assert peak_for("avx512", "u8s8", "fast") == 300
+    assert peak_for("avx512_vnni", {"vnni": 64}) == pytest.approx(800)
+    assert peak_for("avx_vnni", {"vnni": 64}) == pytest.approx(400)
+    assert peak_for("avx512", {"fma": 1}) == pytest.approx(200)
+    assert peak_for("avx512_vnni", {"fma": 1}) == pytest.approx(200)
+    assert peak_for("avx512", {"exact": 3}) == pytest.approx(150)
     # half of the work at 300, half at 150: harmonic mean
-    assert peak_for("avx512", "u8s8", {"fast": 1, "exact": 1}) == pytest.approx(200)
-    assert peak_for("avx2", "f32") is None
-    assert peak_for("reference", "u8s8") is None
-    assert peak_for("no_such", "u8s8") is None
+    assert peak_for("avx512", {"fast": 32, "exact": 32}) == pytest.approx(200)
+    assert peak_for("avx2", {"fma": 1}) is None  # could not be measured
+    assert peak_for("reference", {}) is None

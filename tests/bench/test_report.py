@@ -19,16 +19,19 @@ def fakes(monkeypatch):
     def build(request):
         built.append(request)
         tier = request.isa or "avx512_vnni"
-        return Workload(
-            request, lambda: None, SimpleNamespace(tier=tier, kernel=f"k-{request.dtype}", chain="vnni")
-        )
+        kernels = [
+            SimpleNamespace(chain="fast", columns=(0, 32)),
+            SimpleNamespace(chain="exact", columns=(32, 40)),
+        ]
+        explanation = SimpleNamespace(tier=tier, kernel=f"k-{request.dtype}", kernels=kernels)
+        return Workload(request, lambda: None, explanation)
 
     times = {"main": Samples((1e-3, 2e-3, 4e-3), 1), "f32": Samples((4e-3, 6e-3, 4e-3), 1)}
     monkeypatch.setattr(report, "build_workload", build)
     monkeypatch.setattr(
         report, "compare", lambda candidates, rounds: Comparison({name: times[name] for name in candidates})
     )
-    monkeypatch.setattr(report, "peak_for", lambda tier, dtype, chain, threads: 500.0)
+    monkeypatch.setattr(report, "peak_for", lambda tier, steps, threads: 500.0)
     return built
 
 
@@ -41,6 +44,7 @@ def test_figures(fakes):
     assert result["vs_f32"] == pytest.approx(3)  # median of 4, 3, 1
     assert (result["isa"], result["kernel"], result["threads"]) == ("avx512_vnni", "k-u8s8", 1)
     assert (result["f32"]["isa"], result["f32"]["kernel"]) == ("avx512", "k-f32")
+    assert result["chains"] == {"fast": 32, "exact": 8}
     assert fakes[1].shape == fakes[0].shape
 
 

@@ -121,30 +121,20 @@ def measure_peaks(threads: int = 1) -> dict[str, Peak]:
     return {peak.name: peak for peak in peaks}
 
 
-def peak_for(
-    tier: str, dtype: str, chain: str | Mapping[str, float] | None = None, threads: int = 1
-) -> float | None:
-    """GOP/s that a kernel of `tier` on sources of `dtype` cannot exceed; None where nothing is known.
+def peak_for(tier: str, steps: Mapping[str, float], threads: int = 1) -> float | None:
+    """GOP/s that a kernel of `tier` cannot exceed, or None where no such loop can run.
 
-    `chain` names the multiply step of an int8 kernel ("vnni", "fast", "exact"), or maps the steps of a mixed
-    kernel to their shares of the work; left out, it is the tier's fastest.
+    `steps` maps the kernel's multiply steps ("fma", "vnni", "fast", "exact", "bf16") to their shares of the
+    work, in any unit; a kernel that mixes them has the weighted harmonic mean of their peaks.
     """
-    known = _TIERS.get(tier)
-    if known is None or not known.vector_bits or "amx_tile" in known.features:
-        return None
-    if dtype == "f32":
-        chain = "fma"
-    elif chain is None:
-        chain = "vnni" if known.features & {"avx512_vnni", "avx_vnni"} else "fast"
-    shares = {chain: 1.0} if isinstance(chain, str) else chain
-    loops = {loop.step: loop for loop in LOOPS if loop.bits == known.vector_bits}
+    bits = _TIERS[tier].vector_bits
     seconds_per_gop = 0.0
-    for step, share in shares.items():
-        gops = _peak(loops[step], threads).gops
+    for step, share in steps.items():
+        gops = next((_peak(x, threads).gops for x in LOOPS if (x.step, x.bits) == (step, bits)), None)
         if gops is None:
             return None
         seconds_per_gop += share / gops
-    return sum(shares.values()) / seconds_per_gop
+    return sum(steps.values()) / seconds_per_gop if steps else None
 
 
 def build(loop: Loop) -> Code:

@@ -21,7 +21,7 @@ def measure(request: Request, *, vs: str | None = None, rounds: int = 11) -> dic
     main = build_workload(request)
     candidates = {"main": main.run}
     if vs is not None:
-        base = build_workload(f32_request(request, main.tier))
+        base = build_workload(f32_request(request, main.explanation.tier))
         candidates["f32"] = base.run
     times = compare(candidates, rounds=rounds)
     result = _figures(main, times["main"])
@@ -34,13 +34,14 @@ def measure(request: Request, *, vs: str | None = None, rounds: int = 11) -> dic
 def _figures(workload: Workload, samples: Samples) -> dict[str, Any]:
     request = workload.request
     gops = request.shape.ops / samples.median * 1e-9
-    peak = peak_for(workload.tier, request.dtype, workload.chain, request.threads)
+    tier, chains = workload.explanation.tier, workload.chains
+    peak = peak_for(tier, chains, request.threads)
     figures: dict[str, Any] = {
         "problem": str(request.shape),
         "dtype": request.dtype,
-        "isa": workload.tier,
-        "kernel": workload.kernel,
-        "chain": workload.chain,
+        "isa": tier,
+        "kernel": workload.explanation.kernel,
+        "chains": chains,
         "threads": request.threads,
         "ms_median": samples.median * 1e3,
         "ms_min": samples.best * 1e3,

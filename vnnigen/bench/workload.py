@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +15,7 @@ import vnnigen
 from vnnigen.bench.post_op_string import parse_post_ops
 from vnnigen.bench.problem_string import ConvShape, GemmShape
 from vnnigen.errors import VnnigenError
+from vnnigen.ops.explanation import Explanation
 
 DTYPES = ("u8s8", "s8s8", "f32")
 OUT_DTYPES: dict[str, npt.DTypeLike] = {"u8": np.uint8, "s8": np.int8, "s32": np.int32, "f32": np.float32}
@@ -65,22 +67,15 @@ class Workload:
 
     request: Request
     run: Callable[[], object]
-    explanation: Any
+    explanation: Explanation
 
     @property
-    def tier(self) -> str:
-        """Tier that dispatch chose."""
-        return str(self.explanation.tier)
-
-    @property
-    def kernel(self) -> str:
-        """Name of the kernel."""
-        return str(self.explanation.kernel)
-
-    @property
-    def chain(self) -> Any:
-        """Multiply step, or the shares of several."""
-        return self.explanation.chain
+    def chains(self) -> dict[str, int]:
+        """Multiply steps, with the output columns (of a group) that each computes; {} for the reference."""
+        columns: Counter[str] = Counter()
+        for kernel in self.explanation.kernels:
+            columns[kernel.chain] += kernel.columns[1] - kernel.columns[0]
+        return dict(columns)
 
 
 def f32_request(request: Request, tier: str) -> Request:
@@ -95,43 +90,49 @@ def f32_request(request: Request, tier: str) -> Request:
 def build_workload(request: Request) -> Workload:
     """Draw operands, pack the weights and run once, so that everything is compiled.
 
-    Raises whatever the public API raises for the request: VnnigenError and its subclasses.
+    Sets the process's number of threads. Raises whatever the public API raises for the request: VnnigenError
+    and its subclasses.
     """
     vnnigen.set_num_threads(request.threads)
     rng = np.random.default_rng(request.seed)
-    gemm = isinstance(request.shape, GemmShape)
     x_shape, w_shape, y_shape = _shapes(request.shape)
-    channels = y_shape[-1]
+    x = _source(rng, x_shape, request.dtype)
+    handle = _handle(request, rng, x, w_shape, y_shape[-1])
+    out = np.zeros(y_shape, OUT_DTYPES[request.out])
+
+    def run() -> object:
+        return handle(x, out)
+
+    run()
+    return Workload(request, run, handle.explain())
+
+
+def _handle(
+    request: Request, rng: np.random.Generator, x: npt.NDArray[Any], w_shape: tuple[int, ...], channels: int
+) -> vnnigen.Operator:
+    """Build the operator of the public API for a request."""
     options: dict[str, Any] = {"isa": request.isa, "post_ops": parse_post_ops(request.post_ops)}
     if isinstance(request.shape, ConvShape):
         h, w = request.shape.h, request.shape.w
         options |= {"stride": (h.stride, w.stride), "dilation": (h.dilation, w.dilation)}
         options |= {"padding": request.shape.padding, "groups": request.shape.g}
-    x: npt.NDArray[Any]
-    weights: npt.NDArray[Any]
+    bias: npt.NDArray[Any] = rng.standard_normal(channels, dtype=np.float32)
     if request.dtype == "f32":
-        x, weights = _normal(rng, x_shape), _normal(rng, w_shape)
-        make = vnnigen.GemmF32 if gemm else vnnigen.Conv2dF32
-    else:
-        x, weights = (
-            _bytes(rng, x_shape, request.dtype),
-            _weights(rng, w_shape, WEIGHT_LIMIT[request.weights]),
-        )
-        options |= _quantization(request, x, weights, channels)
-        make = vnnigen.GemmInt8 if gemm else vnnigen.Conv2dInt8
-    bias = (
-        rng.integers(-1000, 1000, channels, dtype=np.int32)
-        if request.out == "s32"
-        else _normal(rng, (channels,))
-    )
-    handle = make(weights, bias, **options)
-    out = np.zeros(y_shape, OUT_DTYPES[request.out])
-
-    def run() -> object:
-        return handle(x, out=out)
-
-    run()
-    return Workload(request, run, handle.explain())
+        weights_f32 = rng.standard_normal(w_shape, dtype=np.float32)
+        if isinstance(request.shape, GemmShape):
+            return vnnigen.GemmF32(weights_f32, bias, **options)
+        return vnnigen.Conv2dF32(weights_f32, bias, **options)
+    limit = WEIGHT_LIMIT[request.weights]
+    weights = rng.integers(-limit, limit + 1, w_shape, dtype=np.int8)
+    if request.out == "s32":
+        bias = rng.integers(-1000, 1000, channels, dtype=np.int32)
+    options["out_dtype"] = OUT_DTYPES[request.out]
+    if request.out in ("u8", "s8"):
+        options["y_scale"] = _y_scale(x, weights, channels)
+    scales = _X_SCALE, np.full(channels, _W_SCALE, np.float32)
+    if isinstance(request.shape, GemmShape):
+        return vnnigen.GemmInt8(weights, bias, a_scale=scales[0], b_scale=scales[1], **options)
+    return vnnigen.Conv2dInt8(weights, bias, x_scale=scales[0], w_scale=scales[1], **options)
 
 
 def _shapes(shape: ConvShape | GemmShape) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
@@ -141,31 +142,16 @@ def _shapes(shape: ConvShape | GemmShape) -> tuple[tuple[int, ...], tuple[int, .
     return shape.x_shape, shape.w_shape, shape.y_shape
 
 
-def _quantization(
-    request: Request, x: npt.NDArray[Any], weights: npt.NDArray[Any], channels: int
-) -> dict[str, Any]:
-    """Scales, the weights' per channel; the output is spread over its range, as calibration would do."""
-    options: dict[str, Any] = {"x_scale": _X_SCALE}
-    options["w_scale"] = np.full(channels, _W_SCALE, np.float32)
-    options["out_dtype"] = OUT_DTYPES[request.out]
-    if request.out in ("u8", "s8"):
-        k = weights.size // channels
-        spread = math.sqrt(
-            k * float(np.mean(np.square(x, dtype=float)) * np.mean(np.square(weights, dtype=float)))
-        )
-        options["y_scale"] = max(spread, 1.0) * _X_SCALE * _W_SCALE * 4 / 255
-    return options
+def _y_scale(x: npt.NDArray[Any], weights: npt.NDArray[Any], channels: int) -> float:
+    """Spread the output over its range, as calibration would do."""
+    taps = weights.size // channels
+    power = np.mean(np.square(x, dtype=np.float64)) * np.mean(np.square(weights, dtype=np.float64))
+    return max(math.sqrt(taps * float(power)), 1.0) * _X_SCALE * _W_SCALE * 4 / 255
 
 
-def _normal(rng: np.random.Generator, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    return rng.standard_normal(shape, dtype=np.float32)
-
-
-def _bytes(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
+def _source(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
+    if dtype == "f32":
+        return rng.standard_normal(shape, dtype=np.float32)
     if dtype == "u8s8":
         return rng.integers(0, 256, shape, dtype=np.uint8)
     return rng.integers(-128, 128, shape, dtype=np.int8)
-
-
-def _weights(rng: np.random.Generator, shape: tuple[int, ...], limit: int) -> npt.NDArray[np.int8]:
-    return rng.integers(-limit, limit + 1, shape, dtype=np.int8)
