@@ -169,7 +169,7 @@ class _Vector:
 
     def _memory_source(self, op: int, lane: str) -> None:
         memory, where, size = self.m.memory, address(self.m, self.ins), width(self.ins, op)
-        mask = None if self.insn.reads_all else self.mask
+        mask = None if self.insn.reads_all or op == self.insn.whole else self.mask
         if self.ins.is_broadcast:
             self._broadcast_source(where, size, lane)
             return

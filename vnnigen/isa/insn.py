@@ -47,6 +47,7 @@ class Insn:
         scalar: only lane 0 is masked; the other lanes come from the meaning.
         compare: bools become all-ones lanes when the destination is a vector register.
         reads_all: a masked-off lane of the memory operand is still read (exception classes E4NF, E6NF).
+        whole: number of an operand that is one value for all lanes (a shift count): read whole under any mask.
         aligned: a memory operand must be aligned to its size.
         lane_mask: number of the operand whose lanes' sign bits select the lanes (VMASKMOV), else None.
         merge: number of the operand that gives the masked-off lanes under merge masking (1 for VBLENDM).
@@ -66,6 +67,7 @@ class Insn:
     scalar: bool = False
     compare: bool = False
     reads_all: bool = False
+    whole: int | None = None
     aligned: bool = False
     lane_mask: int | None = None
     merge: int = 0

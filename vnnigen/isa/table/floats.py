@@ -100,7 +100,7 @@ _ORDERED: tuple[Op, ...] = (
 )
 
 
-@insn("vcmpps", lanes="f4", compare=True)
+@insn("vcmpps", lanes="i4 f4", compare=True)
 def _(a: Lanes, b: Lanes, predicate: int) -> Lanes:
     out: Lanes = _ORDERED[predicate & 15](a, b)
     return out

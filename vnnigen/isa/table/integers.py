@@ -163,7 +163,7 @@ def _shift(name: str, lane: str, op: Callable[[Lanes, int], Lanes], arithmetic: 
     bits = 8 * int(lane[1])
     kind = lane.replace("u", "i") if arithmetic else lane
 
-    @insn(name, lanes=f"{kind} {kind} u8", reads_all=bits == 16)
+    @insn(name, lanes=f"{kind} {kind} u8", reads_all=bits == 16, whole=2)
     def _(a: Lanes, count: Lanes | int) -> Lanes:
         # The count is an immediate, or the low 64 bits of an xmm register or m128.
         by = count if isinstance(count, int) else int(count[0])

@@ -121,7 +121,8 @@ def _(a: Lanes, b: Lanes, mask: Lanes) -> Lanes:
 
 
 def _same(a: Lanes) -> Lanes:
-    return a
+    # A copy, because NumPy's assignment between overlapping lanes of different sizes is not safe.
+    return a.copy()
 
 
 def _narrowing(name: str, to: str, wide: str) -> None:
