@@ -10,7 +10,7 @@ import pytest
 from vnnigen import cli
 from vnnigen.bench.peak import Peak
 from vnnigen.bench.problem_string import GemmShape, parse_conv
-from vnnigen.errors import ISAError
+from vnnigen.errors import ISAError, MissingExtraError
 
 CONV = "mb1ic64ih56iw56oc64kh3kw3sh1sw1ph1pw1g1"
 FIGURES = {
@@ -180,3 +180,25 @@ def test_module_entry_prints_no_traceback():
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
     assert done.stderr.startswith("vnnigen: problem 'what', character 1")
+
+
+def test_demo_passes_its_options(monkeypatch, capsys):
+    from vnnigen.demo import report
+
+    asked = []
+    monkeypatch.setattr(report, "run_demo", lambda **options: asked.append(options))
+    code, _, _ = run(capsys, "demo", "--threads", "2", "--json")
+    assert code == 0
+    assert asked == [{"threads": 2, "as_json": True}]
+
+
+def test_demo_without_its_extra_says_what_to_install(monkeypatch, capsys):
+    from vnnigen.demo import report
+
+    def refuse(**_options):
+        raise MissingExtraError("demo", "foolbox")
+
+    monkeypatch.setattr(report, "run_demo", refuse)
+    code, out, err = run(capsys, "demo")
+    assert (code, out) == (2, "")
+    assert "pip install 'vnnigen[demo]'" in err
