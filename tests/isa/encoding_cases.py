@@ -15,7 +15,7 @@ from iced_x86 import EncodingKind, OpCodeInfo
 
 from vnnigen.errors import AssemblerError
 from vnnigen.isa.assembler import GPR, Assembler, Mask, Mem, Tile, Vec
-from vnnigen.isa.forms import _Candidate, candidates
+from vnnigen.isa.forms import Candidate, candidates
 from vnnigen.isa.registers import Operand, Reg
 from vnnigen.isa.registry import MNEMONICS
 
@@ -87,7 +87,7 @@ class Operands:
     def pick(self, choices: tuple) -> object:
         return choices[next(self.counter) % len(choices)]
 
-    def make(self, slot: str, kind: str, candidate: _Candidate) -> Operand:
+    def make(self, slot: str, kind: str, candidate: Candidate) -> Operand:
         """Return an operand of `kind` (reg, high, mem, bcast) for a slot of the opcode table."""
         if slot.startswith("IMM"):
             return self.pick(IMMEDIATES[slot])
@@ -114,7 +114,7 @@ class Operands:
         return Mem(gpr(self.pick(BASES)), self.pick(DISPLACEMENTS), register, scale, bcast)
 
 
-def kinds_of(candidate: _Candidate) -> list[str]:
+def kinds_of(candidate: Candidate) -> list[str]:
     """Return the ways to fill the slots that this encoding offers."""
     kinds = []
     if not any(s.startswith("MEM") or s == "SIBMEM" for s in candidate.slots):
@@ -141,7 +141,7 @@ def cases(memory_variants: int = 6, register_variants: int = 3) -> Iterator[Case
                     yield from instances(name, candidate, kind, operands)
 
 
-def instances(name: str, candidate: _Candidate, kind: str, operands: Operands) -> Iterator[Case]:
+def instances(name: str, candidate: Candidate, kind: str, operands: Operands) -> Iterator[Case]:
     """Yield one instance unmasked, masked and zeroing, as far as the encoding allows."""
     for masked, zero in ((False, False), (True, False), (True, True)):
         if (masked and not candidate.mask) or (not masked and candidate.needs_mask):

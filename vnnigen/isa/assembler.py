@@ -222,8 +222,7 @@ class Assembler:
     def const(self, values: npt.ArrayLike, align: int = 64) -> Mem:
         """Put an array into the constant pool (once, if its bytes are there already); return its operand."""
         data = np.ascontiguousarray(values).tobytes()
-        if align not in (1, 2, 4, 8, 16, 32, 64):
-            raise AssemblerError(f"constants can be aligned to 1, 2, 4, ... 64 bytes, not {align}")
+        self._check_alignment(align)
         at = self._constant_at.get(data)
         if at is None or at % align:
             at = -(-len(self._constants) // align) * align
@@ -236,9 +235,14 @@ class Assembler:
 
         Operands are relative to rsp, so a function that uses this must not leave its own pushes open.
         """
+        self._check_alignment(align)
         at = -(-self._stack_bytes // align) * align
         self._stack_bytes = at + nbytes
         return Mem(RSP, at)
+
+    def _check_alignment(self, align: int) -> None:
+        if align not in (1, 2, 4, 8, 16, 32, 64):
+            raise AssemblerError(f"{self.name}: alignment can be 1, 2, 4, ... 64 bytes, not {align}")
 
     def ret(self) -> None:
         """Return to the caller: VZEROUPPER if ymm or zmm were used, callee-saved registers restored."""

@@ -124,8 +124,8 @@ class Form:
 
 
 @dataclass(frozen=True, slots=True)
-class _Candidate:
-    """A row of the opcode table, in our terms."""
+class Candidate:
+    """A row of the opcode table: one encoding and the operands that it takes."""
 
     code: Any
     slots: tuple[str, ...]
@@ -161,7 +161,7 @@ def _rank(slots: tuple[str, ...], info: OpCodeInfo) -> tuple[int, ...]:
     return (int(evex), immediate, int(not embedded), info.w, int(store), int(info.code))
 
 
-def _candidate(code: Any) -> _Candidate | None:
+def _candidate(code: Any) -> Candidate | None:
     info = OpCodeInfo(code)
     if not info.mode64 or info.encoding not in (EncodingKind.LEGACY, EncodingKind.VEX, EncodingKind.EVEX):
         return None
@@ -173,7 +173,7 @@ def _candidate(code: Any) -> _Candidate | None:
     if ":" in info.instruction_string:
         return None  # far jumps
     names = {_FEATURE_NAMES[int(f)] for f in Instruction.create(code).cpuid_features()}
-    return _Candidate(
+    return Candidate(
         code,
         slots,
         evex=info.encoding == EncodingKind.EVEX,
@@ -197,7 +197,7 @@ def _codes() -> dict[int, list[Any]]:
 
 
 @cache
-def candidates(mnemonic: str) -> tuple[_Candidate, ...]:
+def candidates(mnemonic: str) -> tuple[Candidate, ...]:
     """Return every 64-bit encoding of `mnemonic`, best first; AssemblerError if there is none such."""
     number = getattr(Mnemonic, ALIASES.get(mnemonic, mnemonic).upper(), None)
     if number is None:
@@ -258,7 +258,7 @@ def _describe(kinds: tuple[str, ...]) -> str:
 
 
 def _no_form(
-    mnemonic: str, kinds: tuple[str, ...], mask: bool, zero: bool, size: int, fitting: list[_Candidate]
+    mnemonic: str, kinds: tuple[str, ...], mask: bool, zero: bool, size: int, fitting: list[Candidate]
 ) -> str:
     given = f"{mnemonic} {_describe(kinds)}" + (" masked" if mask else "") + (" zeroing" if zero else "")
     given += f" with a {size}-bit memory operand" if size else ""
