@@ -71,7 +71,8 @@ def _tile_cost(mr: int, nr: int, resident: int, kd: int, mac: Mac, epilogue: flo
     """Cycles of one tile: the slowest of multiply ports, load ports, accumulator latency and B's way from L2."""
     loads = (mr + resident + (nr - resident) * mr) / 2
     latency = mac.latency if mac.latency > 1 else 1.0
-    step = max(mr * nr * mac.cost, loads, latency, nr * 64 / 24)
+    # Loads that hide behind the multiplies still take issue slots: of equals, the tile with fewer wins.
+    step = max(mr * nr * mac.cost, loads, latency, nr * 64 / 24) + loads / 8
     return kd * step + 12 + mr * nr * epilogue
 
 
@@ -106,6 +107,7 @@ def choose_blocking(g: Geometry, tier: TierCode, mac: Mac, need: Registers) -> B
 
     Raises:
         ShapeError: when no tile fits the registers (an epilogue that needs too many of them).
+
     """
     kd = segments(g, mac, row_pitch=0, pixel_pitch=0).total_dwords
     panels = -(-g.n // tier.lanes)
@@ -142,7 +144,8 @@ def grid(g: Geometry, mac: Mac, th: int, blocks: int, copy: bool, *, macs: int) 
     rows = max(th, -(-rows // th) * th)
     strips = -(-g.oh // rows)
     # Even strips: the last one is not a sliver.
-    rows = -(-(-(-g.oh // strips)) // th) * th
+    even = -(-g.oh // strips)
+    rows = -(-even // th) * th
     steps = g.images * -(-g.oh // rows)
     chunk = blocks
     if g.groups == 1 and steps < wanted:

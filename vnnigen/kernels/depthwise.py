@@ -28,7 +28,7 @@ from vnnigen.kernels.emit_tile import tile_offsets
 from vnnigen.kernels.epilogue import Epilogue, EpilogueSpec
 from vnnigen.kernels.geometry import Geometry
 from vnnigen.kernels.layout import ConstLayout
-from vnnigen.kernels.mac import CHAIN_EXACT, CHAIN_FAST, FMA, ONES16, VNNI, Mac, TierCode
+from vnnigen.kernels.mac import CHAIN_EXACT, CHAIN_FAST, FMA, VNNI, Mac, MacStream, TierCode
 from vnnigen.kernels.nest import LoopNest, NestKey
 from vnnigen.kernels.packed import PackedRun, Weights
 from vnnigen.kernels.packing import (
@@ -122,7 +122,7 @@ def channel_order(size: int, lanes: int) -> NDArray[np.intp]:
 def choose_tile(win: Window, tier: TierCode, mac: Mac, oh: int, ow: int) -> tuple[int, int]:
     """The tile with the fewest instructions per output that fits the registers."""
     size = mac.k_per_dword
-    room = tier.registers - max(mac.temps + 5, EPILOGUE_TEMPS)
+    room = tier.registers - max(mac.temps(tier.bits) + 5, EPILOGUE_TEMPS)
     best: tuple[float, tuple[int, int]] | None = None
     for th in range(1, min(4, oh) + 1):
         for tw in range(1, min(4, ow) + 1):
@@ -196,9 +196,7 @@ class DepthwiseNest(LoopNest):
     def _taps(self, acc: list[list[Reg]], groups: tuple[Group, ...]) -> None:
         a, key, cur, size, mac = self.a, self.key, self.cur, self.size, self.key.mac
         bits, vb = key.tier.bits, key.tier.vector_bytes
-        temps = tuple(a.vec(bits, f"t{i}") for i in range(mac.temps))
-        if mac.ones:
-            a.vmovups(temps[-1], a.const(ONES16[: vb // 2]))
+        stream = MacStream(a, mac, bits)
         work = [a.vec(bits, f"col{i}") for i in range({4: 5, 2: 3, 1: 1}[size])]
         for group in groups:
             base = group.row * self.row_pitch
@@ -209,7 +207,8 @@ class DepthwiseNest(LoopNest):
             for pixel, kr, taps in group.users:
                 at = self.vectors[kr, taps] * size * vb
                 for q, source in enumerate(mixed):
-                    mac.emit(a, acc[pixel][q], source, Mem(cur.weights, at + q * vb), temps)
+                    stream.add(acc[pixel][q], source, Mem(cur.weights, at + q * vb))
+        stream.flush()
 
     def _interleave(self, r: list[Reg], sources: list[Mem]) -> list[Reg]:
         """Load the columns and interleave them: G registers, each lane with G taps of one channel."""
@@ -243,9 +242,20 @@ class DepthwiseNest(LoopNest):
             nr = self.size
         emit_epilogue(
             Tile(
-                self.a, key.tier, key.spec, self.lay, acc, outs, count - (nr - 1) * lanes, cur.args, cur.consts,
-                cur.col, cur.off, cur.ptr, interleaved,
-            )  # fmt: skip
+                self.a,
+                key.tier,
+                key.spec,
+                self.lay,
+                acc,
+                outs,
+                count - (nr - 1) * lanes,
+                cur.args,
+                cur.consts,
+                cur.col,
+                cur.off,
+                cur.ptr,
+                interleaved,
+            )
         )
 
     def _natural(self, q: list[Reg]) -> list[Reg]:
@@ -258,19 +268,7 @@ class DepthwiseNest(LoopNest):
             if self.key.tier.bits == 256:
                 return self._natural_ymm(q, t)
             if self.size == 2:
-                # VPERMT2D replaces its first operand, which is also a source: keep a copy for the second half.
-                for half, (dst, index) in enumerate(((t[0], t[1]), (q[0], t[1]))):
-                    order = np.array(
-                        [i + 16 * h for lane in (2 * half, 2 * half + 1) for h in range(2) for i in range(4 * lane, 4 * lane + 4)],
-                        dtype=np.int32,
-                    )  # fmt: skip
-                    a.vmovups(index, a.const(order))
-                    if half == 0:
-                        a.vmovaps(dst, q[0])
-                    a.vpermt2d(dst, index, q[1])
-                a.vmovaps(q[1], q[0])
-                a.vmovaps(q[0], t[0])
-                return q
+                return self._natural_words(q, t)
             a.vshufi32x4(t[0], q[0], q[1], 0x44)
             a.vshufi32x4(q[0], q[0], q[1], 0xEE)
             a.vshufi32x4(t[1], q[2], q[3], 0x44)
@@ -280,6 +278,20 @@ class DepthwiseNest(LoopNest):
             a.vshufi32x4(q[2], q[0], q[2], 0x88)
             a.vshufi32x4(q[0], t[0], t[1], 0x88)
             return q
+
+    def _natural_words(self, q: list[Reg], t: list[Reg]) -> list[Reg]:
+        """Merge the lanes of two zmm: channels 8l..8l+3 of lane l are in the first, 8l+4..8l+7 in the second."""
+        a = self.a
+        # VPERMT2D replaces its first operand, which is a source of both halves: the lower half works on a copy.
+        a.vmovaps(t[0], q[0])
+        for half, dst in ((0, t[0]), (1, q[0])):
+            lanes = (2 * half, 2 * half + 1)
+            order = [i + 16 * h for lane in lanes for h in range(2) for i in range(4 * lane, 4 * lane + 4)]
+            a.vmovups(t[1], a.const(np.array(order, dtype=np.int32)))
+            a.vpermt2d(dst, t[1], q[1])
+        a.vmovaps(q[1], q[0])
+        a.vmovaps(q[0], t[0])
+        return q
 
     def _natural_ymm(self, q: list[Reg], t: list[Reg]) -> list[Reg]:
         a = self.a
@@ -320,7 +332,9 @@ class PackedDepthwise:
         th, tw = min(th, g.oh), min(tw, g.ow)
         block = size * self.tier.lanes
         copy = g.padded or g.src != mac.element or g.ic % block != 0
-        strip, chunk = grid(flat, mac, th, -(-g.ic // block), copy, macs=g.oh * g.ow * g.ic * g.kh * g.kw * g.images * 4)
+        strip, chunk = grid(
+            flat, mac, th, -(-g.ic // block), copy, macs=g.oh * g.ow * g.ic * g.kh * g.kw * g.images * 4
+        )
         blocking = Blocking(th, tw, size, 0, 1, strip, chunk, copy)
         return (DepthwiseKey(self.op, flat, self.tier, mac, self.epilogue.spec, blocking, False, 0, g.ic, 0),)
 
@@ -388,7 +402,12 @@ def pack(op: str, w: Weights, tier: TierCode, src: DType, x_zp: int, epilogue: E
         view = consts[offset : offset + 4 * columns].view(np.int32).reshape(-1, block)
         view[:] = view[:, order]
     return PackedDepthwise(
-        op, tier, src, epilogue, win, (PackedRun(Run(0, channels, mac is not CHAIN_EXACT), mac, False, packed, consts),)
+        op,
+        tier,
+        src,
+        epilogue,
+        win,
+        (PackedRun(Run(0, channels, mac is not CHAIN_EXACT), mac, False, packed, consts),),
     )
 
 

@@ -65,7 +65,7 @@ def counted(a: Assembler, counter: Reg, count: int) -> Iterator[None]:
 
 
 def div_const(a: Assembler, quotient: Reg, value: Reg, divisor: int, limit: int) -> None:
-    """quotient = value // divisor for 0 <= value < limit, by a multiplication.
+    """Quotient = value // divisor for 0 <= value < limit, by a multiplication.
 
     With magic = floor(2^32/d) + 1 the error value * (magic*d - 2^32) / (d * 2^32) stays below 1/d while
     value * d < 2^32 (Granlund and Montgomery, "Division by invariant integers using multiplication", 1994).
@@ -78,7 +78,7 @@ def div_const(a: Assembler, quotient: Reg, value: Reg, divisor: int, limit: int)
 
 
 def add_const(a: Assembler, reg: Reg, value: int) -> None:
-    """reg += value, nothing for 0."""
+    """Reg += value, nothing for 0."""
     if value > 0:
         a.add(reg, value)
     elif value < 0:

@@ -168,7 +168,15 @@ class CopyStage:
         a.vmovups(dst, v)
 
     def _tail(
-        self, regs: list[Reg], src: Mem, dst: Mem, flip: Reg | None, k: Reg | None, full: int, tail: int, unit: int
+        self,
+        regs: list[Reg],
+        src: Mem,
+        dst: Mem,
+        flip: Reg | None,
+        k: Reg | None,
+        full: int,
+        tail: int,
+        unit: int,
     ) -> None:
         if k is not None:
             self._move(regs[0], src, dst, flip, k)

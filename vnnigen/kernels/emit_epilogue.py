@@ -102,7 +102,7 @@ def _load_lanes(t: Tile, dst: Reg, mem: Mem, kind: str, lanes: int, k: Reg | Non
 
 
 def _emit_sum(t: Tile, step: StepSpec, at: int, tensor: int) -> None:
-    """v = fma(f32(x - zp), scale, v); the subtraction of small integers is exact in f32."""
+    """V = fma(f32(x - zp), scale, v); the subtraction of small integers is exact in f32."""
     a = t.a
     kind = step.tensor or "f32"
     with a.scope():
@@ -125,7 +125,7 @@ def _emit_sum(t: Tile, step: StepSpec, at: int, tensor: int) -> None:
 
 
 def _emit_linear(t: Tile, _step: StepSpec, at: int, _tensor: int) -> None:
-    """v = fma(v, alpha, beta)."""
+    """V = fma(v, alpha, beta)."""
     with t.a.scope():
         alpha, beta = t.scalar("alpha", at), t.scalar("beta", at + 1)
         for i, j in t.cells():
@@ -133,7 +133,7 @@ def _emit_linear(t: Tile, _step: StepSpec, at: int, _tensor: int) -> None:
 
 
 def _emit_bound(mnemonic: str) -> Callable[[Tile, StepSpec, int, int], None]:
-    """v = op(v, bound); VMAXPS and VMINPS return their second source when either is NaN, or on equal zeros."""
+    """V = op(v, bound); VMAXPS and VMINPS return their second source when either is NaN, or on equal zeros."""
 
     def emit(t: Tile, _step: StepSpec, at: int, _tensor: int) -> None:
         with t.a.scope():
@@ -145,7 +145,7 @@ def _emit_bound(mnemonic: str) -> Callable[[Tile, StepSpec, int, int], None]:
 
 
 def _emit_leaky(t: Tile, _step: StepSpec, at: int, _tensor: int) -> None:
-    """v = v * alpha where the sign bit is set."""
+    """V = v * alpha where the sign bit is set."""
     a = t.a
     with a.scope():
         alpha = t.scalar("alpha", at)
@@ -175,7 +175,7 @@ STEP_EMIT: dict[str, StepEmit] = {
 
 
 def _scale(t: Tile) -> None:
-    """v = f32(acc) * m + b in one rounding, or what of it the structure has."""
+    """V = f32(acc) * m + b in one rounding, or what of it the structure has."""
     a, spec = t.a, t.spec
     if spec.acc == "s32" and spec.out != "s32":
         for i, j in t.cells():
@@ -267,8 +267,8 @@ def _byte_groups(t: Tile) -> list[list[tuple[int, int]]]:
 def _store_bytes(t: Tile) -> None:
     """Narrow s32 to bytes with saturation, add the zero point between the two narrowings, store.
 
-    After VPACKSSDW and VPACKUSWB each 128-bit lane holds four bytes of each of four vectors; one VPERMD (a transposition
-    of dwords) makes every vector's bytes contiguous.
+    After VPACKSSDW and VPACKUSWB each 128-bit lane holds four bytes of each of four vectors; one VPERMD (a
+    transposition of dwords) makes every vector's bytes contiguous.
     """
     a = t.a
     lanes128 = t.tier.bits // 128

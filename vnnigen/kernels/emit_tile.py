@@ -12,7 +12,7 @@ from vnnigen.kernels.emit_epilogue import Tile, emit_epilogue
 from vnnigen.kernels.epilogue import EpilogueSpec
 from vnnigen.kernels.geometry import Segments
 from vnnigen.kernels.layout import ConstLayout
-from vnnigen.kernels.mac import ONES8, ONES16, Mac, TierCode
+from vnnigen.kernels.mac import ONES8, Mac, MacStream, TierCode
 
 Reg = Any
 #: Tiles of at most this many multiply-accumulate instructions in all are written out without loops.
@@ -65,7 +65,7 @@ class _Loop:
     sums: list[Reg]
     weights: list[Reg]
     source: Reg
-    temps: tuple[Reg, ...]
+    stream: MacStream
     ones8: Reg | None
 
     def step(self, src_disp: int, dword: int, *, tail: bool) -> None:
@@ -84,9 +84,9 @@ class _Loop:
         for i, disp in enumerate(self.rows):
             a.vbroadcastss(self.source, Mem(self.cur.src, disp + src_disp))
             for j, w in enumerate(operands):
-                code.mac.emit(a, self.acc[i][j], self.source, w, self.temps)
+                self.stream.add(self.acc[i][j], self.source, w)
             if self.sums:
-                code.mac.emit(a, self.sums[i], self.source, ones, self.temps)
+                self.stream.add(self.sums[i], self.source, ones)
 
     def whole(self) -> None:
         """All of K without loops."""
@@ -97,6 +97,7 @@ class _Loop:
                 for d in range(seg.dwords):
                     at = (o * seg.inner + i) * seg.dwords + d
                     self.step(base + 4 * d, at, tail=d == seg.dwords - 1)
+        self.stream.flush()
 
     def looped(self) -> None:
         """Loops over the runs of K, and over dwords within a run; both cursors are put back afterwards."""
@@ -116,14 +117,20 @@ class _Loop:
                     with a.loop(cur.k):
                         for u in range(unroll):
                             self.step(4 * u, u, tail=False)
+                        self.stream.flush()
                         a.add(cur.src, 4 * unroll)
                         a.add(cur.weights, vb * unroll)
                 for d in rest:
                     left = d - turns * unroll
                     self.step(4 * left, left, tail=d == seg.dwords - 1)
+                self.stream.flush()
                 add_const(a, cur.weights, vb * len(rest))
                 add_const(a, cur.src, seg.inner_stride * (seg.inner > 1) - 4 * turns * unroll)
-            add_const(a, cur.src, seg.outer_stride * (seg.outer > 1) - seg.inner_stride * seg.inner * (seg.inner > 1))
+            add_const(
+                a,
+                cur.src,
+                seg.outer_stride * (seg.outer > 1) - seg.inner_stride * seg.inner * (seg.inner > 1),
+            )
         add_const(a, cur.src, -seg.outer_stride * seg.outer * (seg.outer > 1))
         a.sub(cur.weights, self.code.panel_bytes)
 
@@ -152,7 +159,18 @@ def emit_tile(
                 _subtract_row_sums(a, code, cur, acc, sums)
         with a.section("epilogue"):
             tile = Tile(
-                a, code.tier, code.spec, code.lay, acc, outs, valid, cur.args, cur.consts, cur.col, cur.off, cur.ptr
+                a,
+                code.tier,
+                code.spec,
+                code.lay,
+                acc,
+                outs,
+                valid,
+                cur.args,
+                cur.consts,
+                cur.col,
+                cur.off,
+                cur.ptr,
             )
             emit_epilogue(tile)
 
@@ -163,26 +181,22 @@ def _multiply(
     bits, mac = code.tier.bits, code.mac
     for s in sums:
         a.vpxor(s.xmm, s.xmm, s.xmm) if not code.tier.masks else a.vpxord(s, s, s)
-    temps = tuple(a.vec(bits, f"t{i}") for i in range(mac.temps))
-    if mac.ones:
-        a.vmovups(temps[-1], a.const(ONES16[: code.tier.vector_bytes // 2]))
+    stream = MacStream(a, mac, bits)
     ones8 = None
     if sums:
         ones8 = a.vec(bits, "ones8")
         a.vmovups(ones8, a.const(ONES8[: code.tier.vector_bytes]))
     resident = min(code.blocking.resident, len(acc[0]))
     weights = [a.vec(bits, f"w{j}") for j in range(resident)]
-    loop = _Loop(a, code, cur, rows, acc, sums, weights, a.vec(bits, "src"), temps, ones8)
+    loop = _Loop(a, code, cur, rows, acc, sums, weights, a.vec(bits, "src"), stream, ones8)
     if code.seg.total_dwords * len(rows) * len(acc[0]) <= UNROLL_WHOLE:
         loop.whole()
     else:
         loop.looped()
 
 
-def _subtract_row_sums(
-    a: Assembler, code: TileCode, cur: Cursors, acc: list[list[Reg]], sums: list[Reg]
-) -> None:
-    """acc -= w_zero_point * (sum of the source row): the part of an asymmetric weight known only at run time."""
+def _subtract_row_sums(a: Assembler, code: TileCode, cur: Cursors, acc: list[list[Reg]], sums: list[Reg]) -> None:
+    """Acc -= w_zero_point * (sum of the source row): the part of an asymmetric weight known only at run time."""
     with a.scope(), a.section("weight zero points"):
         product = a.vec(code.tier.bits, "zp_sum")
         for j in range(len(acc[0])):
@@ -195,5 +209,3 @@ def _subtract_row_sums(
 def tile_offsets(th: int, tw: int, row: int, pixel: int) -> list[int]:
     """Offsets of a th x tw tile's pixels."""
     return [h * row + w * pixel for h in range(th) for w in range(tw)]
-
-

@@ -158,9 +158,7 @@ def fold(
         spec = replace(spec, clamp_hi=True)
         scalars.append(INT_RANGE[out][1] - zero_point)
     tensors = tuple(step.tensor for step in steps if step.kind in TENSOR_KINDS)
-    return Epilogue(
-        spec, m if spec.has_m else None, b, _frozen(np.array(scalars, np.float32)), zero_point, tensors
-    )
+    return Epilogue(spec, m if spec.has_m else None, b, _frozen(np.array(scalars, np.float32)), zero_point, tensors)
 
 
 def _check_post_ops(post_ops: Sequence[PostOp]) -> None:

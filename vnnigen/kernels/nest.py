@@ -103,9 +103,9 @@ class NestKey:
         return Nest(self, features).build()
 
 
-def register_need(mac: Mac, row_sums: bool) -> Registers:
+def register_need(mac: Mac, tier: TierCode, row_sums: bool) -> Registers:
     """Registers a tile needs besides accumulators, in the K loop and in the epilogue."""
-    return Registers(temps=mac.temps, row_sums=row_sums, epilogue=EPILOGUE_TEMPS)
+    return Registers(temps=mac.temps(tier.bits), row_sums=row_sums, epilogue=EPILOGUE_TEMPS)
 
 
 class LoopNest:
@@ -151,7 +151,16 @@ class LoopNest:
         self._locate(args, weights, col, consts)
         inner = a.gpr("tap") if self.two_taps else None
         self.cur = Cursors(
-            args, consts, a.gpr("src"), weights, col, a.gpr("off"), a.gpr("ptr"), a.gpr("k"), a.gpr("tap_row"), inner
+            args,
+            consts,
+            a.gpr("src"),
+            weights,
+            col,
+            a.gpr("off"),
+            a.gpr("ptr"),
+            a.gpr("k"),
+            a.gpr("tap_row"),
+            inner,
         )
         self.down, self.along = a.gpr("tiles_down"), a.gpr("tiles_along")
         self._groups()
@@ -208,7 +217,7 @@ class LoopNest:
         a.release(index, scratch)
 
     def _split(self, value: Reg, remainder: Reg, divisor: int, limit: int, tmp: Reg) -> None:
-        """remainder = value % divisor; value //= divisor."""
+        """Remainder = value % divisor; value //= divisor."""
         a = self.a
         if divisor == 1:
             a.mov(remainder, 0)
@@ -362,4 +371,3 @@ class Nest(LoopNest):
         rows = tile_offsets(th, tw, g.sh * self.row_pitch, g.sw * self.pixel)
         outs = tile_offsets(th, tw, g.ow * self.key.ldo, self.key.ldo)
         emit_tile(self.a, self.code, self.cur, rows, outs, nr, valid)
-

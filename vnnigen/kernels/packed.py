@@ -88,13 +88,21 @@ class Packed:
         keys = []
         for launch, r in enumerate(self.runs):
             part = _columns_of(g, r.run)
-            need = register_need(r.mac, r.row_sums)
+            need = register_need(r.mac, self.tier, r.row_sums)
             blocking = choose_blocking(part, self.tier, r.mac, need)
             keys.append(
                 NestKey(
-                    self.op, part, self.tier, r.mac, self.epilogue.spec, blocking, r.row_sums, r.run.start, g.ldo,
+                    self.op,
+                    part,
+                    self.tier,
+                    r.mac,
+                    self.epilogue.spec,
+                    blocking,
+                    r.row_sums,
+                    r.run.start,
+                    g.ldo,
                     launch,
-                )  # fmt: skip
+                )
             )
         return tuple(keys)
 
@@ -127,9 +135,7 @@ def pack(op: str, w: Weights, tier: TierCode, src: DType, x_zp: int, epilogue: E
     return Packed(op, tier, src, epilogue, runs)
 
 
-def _pack_run(
-    w: Weights, tier: TierCode, src: DType, x_zp: int, epilogue: Epilogue, run: Run, mac: Mac
-) -> PackedRun:
+def _pack_run(w: Weights, tier: TierCode, src: DType, x_zp: int, epilogue: Epilogue, run: Run, mac: Mac) -> PackedRun:
     columns = slice(run.start, run.stop)
     ordered = k_order(w.values, w.groups, w.merged)
     shift = 128 if src == "s8" and mac.element == "u8" else 0

@@ -8,6 +8,7 @@ the start value of every accumulator, which holds the bias and what zero points 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from vnnigen.kernels.epilogue import Epilogue
 from vnnigen.kernels.layout import MAX_LAUNCHES, MAX_SCALARS, ConstLayout
 from vnnigen.kernels.mac import Mac
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -33,14 +34,16 @@ def aligned(nbytes: int, align: int = 64) -> NDArray[np.uint8]:
     """A zeroed byte array whose data starts at a multiple of `align`."""
     raw = np.zeros(nbytes + align, dtype=np.uint8)
     start = -raw.ctypes.data % align
-    return raw[start : start + nbytes]
+    out: NDArray[np.uint8] = raw[start : start + nbytes]
+    return out
 
 
 def k_order(w: Array, groups: int, merged: bool) -> Array:
     """Weights [oc, icg, kh, kw] as [groups, columns, runs, elements]: K in the order of the source's bytes."""
     oc, icg, kh, kw = w.shape
-    hwi = w.reshape(groups, oc // groups, icg, kh, kw).transpose(0, 1, 3, 4, 2)
-    return hwi.reshape(groups, oc // groups, kh, kw * icg) if merged else hwi.reshape(groups, oc // groups, -1, icg)
+    hwi: Array = w.reshape(groups, oc // groups, icg, kh, kw).transpose(0, 1, 3, 4, 2)
+    runs: Array = hwi.reshape(groups, oc // groups, -1, kw * icg if merged else icg)
+    return runs
 
 
 def pad_runs(runs: Array, per: int) -> Array:
@@ -138,7 +141,7 @@ def fill_constants(
 
     def put(offset: int, values: Array, dtype: type) -> None:
         part = np.asarray(values).reshape(groups, total)[:, columns]
-        view = out[offset : offset + 4 * lay.columns].view(dtype).reshape(groups, per_group)
+        view: Array = out[offset : offset + 4 * lay.columns].view(dtype).reshape(groups, per_group)
         view[:, : part.shape[1]] = part
 
     out[lay.pad : lay.pad + 64] = np.resize(pad, 64 // pad.itemsize).view(np.uint8)

@@ -60,9 +60,7 @@ def as_padding(value: object) -> tuple[Pair, Pair]:
     """Return `((top, bottom), (left, right))` from an int, (ph, pw) or that; else ShapeError."""
     if isinstance(value, (tuple, list)):
         if len(value) != 2:
-            raise ShapeError(
-                f"padding must be an integer, (ph, pw) or ((top, bottom), (left, right)), not {value!r}"
-            )
+            raise ShapeError(f"padding must be an integer, (ph, pw) or ((top, bottom), (left, right)), not {value!r}")
         return as_pair(value[0], "padding", 0), as_pair(value[1], "padding", 0)
     both = as_pair(value, "padding", 0)
     return both, both
@@ -104,8 +102,7 @@ class ConvProblem:
         _check_types(self.src, self.dst)
         if self.ic % self.groups or self.oc % self.groups:
             raise ShapeError(
-                f"groups={self.groups} must divide the input channels ({self.ic}) and the output channels "
-                f"({self.oc})"
+                f"groups={self.groups} must divide the input channels ({self.ic}) and the output channels ({self.oc})"
             )
         if self.oh < 1 or self.ow < 1:
             raise ShapeError(

@@ -12,7 +12,7 @@ from vnnigen.errors import DTypeError, QuantizationError, ShapeError
 from vnnigen.kernels.geometry import Geometry, conv_geometry
 from vnnigen.kernels.packed import Weights
 from vnnigen.kernels.post_ops import PostOp
-from vnnigen.kernels.problem import ConvProblem, as_int, as_pair, as_padding
+from vnnigen.kernels.problem import ConvProblem, as_int, as_padding, as_pair
 from vnnigen.kernels.reference import conv_f32_reference, conv_int8_reference
 from vnnigen.kernels.types import Array, DType
 from vnnigen.ops.operator import Operator, Plan, Quantization, as_post_ops, check_bias, make_quantization
@@ -23,9 +23,7 @@ class _Conv(Operator):
 
     _op = "conv"
 
-    def __init__(
-        self, weights: Weights, q: Quantization, isa: str | None, padding: Any, layout: str
-    ) -> None:
+    def __init__(self, weights: Weights, q: Quantization, isa: str | None, padding: Any, layout: str) -> None:
         if layout not in ("NHWC", "NCHW"):
             raise ShapeError(f"layout must be 'NHWC' or 'NCHW', not {layout!r}")
         self._pad = as_padding(padding)
@@ -86,6 +84,7 @@ class Conv2dInt8(_Conv):
 
     Raises:
         ShapeError, DTypeError, QuantizationError, ISAError: for arguments that do not fit, here or at the call.
+
     """
 
     sources: tuple[DType, ...] = ("u8", "s8")
@@ -94,7 +93,8 @@ class Conv2dInt8(_Conv):
         self, w: Array, bias: Array | None = None, *, x_scale: float = 1.0, x_zero_point: int = 0,
         w_scale: Any = 1.0, w_zero_point: Any = 0, y_scale: float | None = None, y_zero_point: int = 0,
         stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1,
-        post_ops: Sequence[PostOp] | PostOp = (), out_dtype: Any = np.uint8, layout: str = "NHWC", isa: str | None = None,
+        post_ops: Sequence[PostOp] | PostOp = (), out_dtype: Any = np.uint8, layout: str = "NHWC",
+        isa: str | None = None,
     ) -> None:  # fmt: skip
         weights = _weights(w, np.int8, groups, stride, dilation)
         q = make_quantization(
@@ -183,6 +183,7 @@ def conv_int8(
 
     Raises:
         ShapeError, DTypeError, QuantizationError, ISAError: saying which argument is wrong.
+
     """
     layer = Conv2dInt8(
         w, bias, x_scale=x_scale, x_zero_point=x_zero_point, w_scale=w_scale, w_zero_point=w_zero_point,

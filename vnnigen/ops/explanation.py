@@ -72,10 +72,19 @@ class Explanation:
                 code = kernel.code
                 reports.append(
                     KernelReport(
-                        key.name, key.tier.name, (start, stop), mac, asdict(blocking), key.steps, key.scratch,
-                        tuple(sorted(code.features)), len(code.data), code.instruction_count, kernel.jit_ms,
+                        key.name,
+                        key.tier.name,
+                        (start, stop),
+                        mac,
+                        asdict(blocking),
+                        key.steps,
+                        key.scratch,
+                        tuple(sorted(code.features)),
+                        len(code.data),
+                        code.instruction_count,
+                        kernel.jit_ms,
                         code,
-                    )  # fmt: skip
+                    )
                 )
         op = "gemm" if type(plan.problem).__name__.startswith("Gemm") else "conv"
         choice = plan.prepared.choice

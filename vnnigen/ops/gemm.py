@@ -27,7 +27,11 @@ class _Gemm(Operator):
     def _problem(self, shape: tuple[int, ...], src: DType) -> GemmProblem:
         n, k = self._weights.values.shape[:2]
         return GemmProblem.from_arguments(
-            shape, (int(k), int(n)), src=src, dst=self._q.out, w_zero_point=self._weights.zero_point is not None
+            shape,
+            (int(k), int(n)),
+            src=src,
+            dst=self._q.out,
+            w_zero_point=self._weights.zero_point is not None,
         )
 
     def _geometry(self, problem: GemmProblem) -> Geometry:
@@ -38,7 +42,8 @@ class _Gemm(Operator):
 
     @property
     def _b(self) -> Array:
-        return self._weights.values[:, :, 0, 0].T
+        b: Array = self._weights.values[:, :, 0, 0].T
+        return b
 
 
 def _weights(b: Any, dtype: type[np.generic]) -> Weights:
@@ -89,7 +94,12 @@ class GemmF32(_Gemm):
     sources: tuple[DType, ...] = ("f32",)
 
     def __init__(
-        self, b: Array, bias: Array | None = None, *, post_ops: Sequence[PostOp] | PostOp = (), isa: str | None = None
+        self,
+        b: Array,
+        bias: Array | None = None,
+        *,
+        post_ops: Sequence[PostOp] | PostOp = (),
+        isa: str | None = None,
     ) -> None:
         super().__init__(_weights(b, np.float32), f32_quantization(int(b.shape[-1]), bias, post_ops), isa)
 
@@ -101,7 +111,8 @@ class GemmF32(_Gemm):
 def gemm_int8(
     a: Array, b: Array, bias: Array | None = None, *, a_scale: float = 1.0, a_zero_point: int = 0, b_scale: Any = 1.0,
     b_zero_point: Any = 0, y_scale: float | None = None, y_zero_point: int = 0,
-    post_ops: Sequence[PostOp] | PostOp = (), out_dtype: Any = np.uint8, isa: str | None = None, out: Array | None = None,
+    post_ops: Sequence[PostOp] | PostOp = (), out_dtype: Any = np.uint8, isa: str | None = None,
+    out: Array | None = None,
 ) -> Array:  # fmt: skip
     """Multiply a, u8 or s8 [m, k], by b, s8 [k, n], in exact integer arithmetic, and requantize.
 
@@ -109,8 +120,8 @@ def gemm_int8(
     `conv_int8`. Returns [m, n].
     """
     layer = GemmInt8(
-        b, bias, a_scale=a_scale, a_zero_point=a_zero_point, b_scale=b_scale, b_zero_point=b_zero_point, y_scale=y_scale,
-        y_zero_point=y_zero_point, post_ops=post_ops, out_dtype=out_dtype, isa=isa,
+        b, bias, a_scale=a_scale, a_zero_point=a_zero_point, b_scale=b_scale, b_zero_point=b_zero_point,
+        y_scale=y_scale, y_zero_point=y_zero_point, post_ops=post_ops, out_dtype=out_dtype, isa=isa,
     )  # fmt: skip
     return layer(a, out)
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from vnnigen.errors import DTypeError, QuantizationError, ShapeError
 from vnnigen.kernels.epilogue import Epilogue, fold
 from vnnigen.kernels.geometry import Geometry
-from vnnigen.kernels.layout import ARG_TENSORS, MAX_TENSORS
+from vnnigen.kernels.layout import MAX_TENSORS
 from vnnigen.kernels.mac import TIER_CODE
 from vnnigen.kernels.packed import Weights
 from vnnigen.kernels.post_ops import PostOp, Sum
@@ -164,9 +164,7 @@ class Operator:
         bound = None
         if src != "f32":
             check_zero_point(q.x_zp, src, "x_zero_point")
-            bound = acc_bound(
-                w.values, src, q.x_zp, w_zero_point=0 if q.w_zp is None else q.w_zp, bias=q.bias_s32
-            )
+            bound = acc_bound(w.values, src, q.x_zp, w_zero_point=0 if q.w_zp is None else q.w_zp, bias=q.bias_s32)
         epilogue = fold(
             n=n, x_scale=q.x_scale, w_scale=q.w_scale, bias_f32=q.bias_f32, post_ops=q.post_ops, out=q.out,
             y_scale=q.y_scale, y_zero_point=q.y_zp, acc_bound=bound, acc="f32" if src == "f32" else "s32",
@@ -188,9 +186,7 @@ class Operator:
         if prepared.packed is not None:
             keys = prepared.packed.keys_for(self._geometry(problem))
             bound = Bound(keys, prepared.packed.runs)
-        plan = Plan(
-            problem, prepared, bound, self._y_shape(problem), np.dtype(NUMPY[self._q.out]), len(self._sums)
-        )
+        plan = Plan(problem, prepared, bound, self._y_shape(problem), np.dtype(NUMPY[self._q.out]), len(self._sums))
         self._plans[shape, dtype] = plan
         return plan
 

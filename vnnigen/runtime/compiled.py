@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from vnnigen.runtime import codemem, native
 from vnnigen.runtime.cache import KernelCache
 
 
-class KernelKey(Protocol):
+class KernelKey(Hashable, Protocol):
     """A frozen, hashable description of one kernel that can generate its code."""
 
     @property
@@ -60,6 +60,7 @@ def compiled(key: KernelKey) -> Compiled:
 
     Raises:
         ISAError: when the code needs features that this machine, or the cap, does not have.
+
     """
     return _CACHE.get(key, lambda: _compile(key))
 
