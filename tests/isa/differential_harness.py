@@ -38,15 +38,15 @@ VECTORS, MASKS, GPRS, FLAGS, MEMORY = 0, 2048, 2112, 2240, 2304
 MEMORY_BYTES = 512
 BLOCK_BYTES = MEMORY + MEMORY_BYTES
 PINNED = (4, 7)
-FLAG_BITS = {"cf": RflagsBits.CF, "zf": RflagsBits.ZF, "sf": RflagsBits.SF, "of": RflagsBits.OF, "pf": RflagsBits.PF}
+FLAG_BITS = {n: getattr(RflagsBits, n.upper()) for n in ("cf", "zf", "sf", "of", "pf")}
 AH_BITS = {"cf": 0, "pf": 2, "zf": 6, "sf": 7}
 
-GPR64 = [getattr(Register, n) for n in "RAX RCX RDX RBX RSP RBP RSI RDI R8 R9 R10 R11 R12 R13 R14 R15".split()]
-GPR32 = [getattr(Register, n) for n in "EAX ECX EDX EBX ESP EBP ESI EDI".split()]
+GPR64 = [getattr(Register, n) for n in ["RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", "R8", "R9", "R10", "R11", "R12", "R13", "R14", "R15"]]
+GPR32 = [getattr(Register, n) for n in ["EAX", "ECX", "EDX", "EBX", "ESP", "EBP", "ESI", "EDI"]]
 GPR32 += [getattr(Register, f"R{i}D") for i in range(8, 16)]
-GPR16 = [getattr(Register, n) for n in "AX CX DX BX SP BP SI DI".split()]
+GPR16 = [getattr(Register, n) for n in ["AX", "CX", "DX", "BX", "SP", "BP", "SI", "DI"]]
 GPR16 += [getattr(Register, f"R{i}W") for i in range(8, 16)]
-GPR8 = [getattr(Register, n) for n in "AL CL DL BL SPL BPL SIL DIL".split()]
+GPR8 = [getattr(Register, n) for n in ["AL", "CL", "DL", "BL", "SPL", "BPL", "SIL", "DIL"]]
 GPR8 += [getattr(Register, f"R{i}L") for i in range(8, 16)]
 GPRS_OF = {"R64": GPR64, "R32": GPR32, "R16": GPR16, "R8": GPR8}
 VECTOR_CLASSES = {"XMM": Register.XMM0, "YMM": Register.YMM0, "ZMM": Register.ZMM0}
@@ -60,6 +60,7 @@ IMMEDIATES = {
 
 # Forms that the emulator refuses: no generator has a use for them.
 UNSUPPORTED = {Code.DIV_RM8, Code.DIV_RM16, Code.IMUL_RM8, Code.IMUL_RM16, Code.IMUL_RM32, Code.IMUL_RM64}
+ENCODINGS = {EncodingKind.LEGACY, EncodingKind.VEX, EncodingKind.EVEX}
 
 _KIND_NAMES = {getattr(OpCodeOperandKind, n): n for n in dir(OpCodeOperandKind) if n.isupper()}
 _FEATURES = {getattr(CpuidFeature, n): n.lower() for n in dir(CpuidFeature) if n.isupper()}
@@ -95,8 +96,8 @@ def operand_kinds(code: int) -> list[str]:
 
 
 def _known_kind(kind: str) -> bool:
-    stem = kind.split("_")[0]
-    return stem in VECTOR_CLASSES or stem in GPRS_OF or stem == "K" or kind in FIXED or kind in IMMEDIATES or kind == "MEM"
+    stem = kind.split("_", maxsplit=1)[0]
+    return kind == "MEM" or kind in FIXED or kind in IMMEDIATES or stem in (*VECTOR_CLASSES, *GPRS_OF, "K")
 
 
 @cache
@@ -107,7 +108,7 @@ def all_codes() -> dict[str, list[int]]:
     found: dict[str, list[int]] = {m: [] for m in sorted(known)}
     for code in (getattr(Code, n) for n in names):
         info = OpCodeInfo(code)
-        if code in UNSUPPORTED or not info.mode64 or info.encoding not in (EncodingKind.LEGACY, EncodingKind.VEX, EncodingKind.EVEX):
+        if code in UNSUPPORTED or not info.mode64 or info.encoding not in ENCODINGS:
             continue
         ins = Instruction()
         ins.code = code
@@ -214,8 +215,9 @@ def random_lanes(rng: np.random.Generator, flavor: str) -> np.ndarray:
         special = rng.choice(_F32, 16)
         near = (1 + rng.integers(0, 2**23, 16) / 2**23) * 2.0 ** rng.integers(-3, 4, 16) * rng.choice([-1, 1], 16)
         short = rng.integers(-64, 65, 16) / 8
+        tiny = short * 2.0 ** rng.choice([-66, -64, -62, -127, -126, -125], 16)  # products are tiny too
         anything = rng.integers(0, 2**32, 16, np.uint32)
-        options = [special, near.astype("f4").view("u4"), short.astype("f4").view("u4"), anything]
+        options = [special, *(x.astype("f4").view("u4") for x in (near, tiny, short)), anything]
         out = options[rng.integers(len(options))]
         if flavor == "bf16":
             out = (out >> 16) | (np.roll(out, 3) & np.uint32(0xFFFF0000))
@@ -277,16 +279,16 @@ def _frame(wide: bool) -> tuple[bytes, bytes]:
     saved = [3, 5, 12, 13, 14, 15]
     load += [Instruction.create_reg(Code.PUSH_R64, GPR64[i]) for i in saved]
     if wide:
-        for i in range(32):
-            load.append(Instruction.create_reg_mem(Code.EVEX_VMOVDQU64_ZMM_K1Z_ZMMM512, Register.ZMM0 + i, _at(64 * i)))
-            store.append(Instruction.create_mem_reg(Code.EVEX_VMOVDQU64_ZMMM512_K1Z_ZMM, _at(64 * i), Register.ZMM0 + i))
-        for i in range(8):
-            load.append(Instruction.create_reg_mem(Code.VEX_KMOVQ_KR_KM64, Register.K0 + i, _at(MASKS + 8 * i)))
-            store.append(Instruction.create_mem_reg(Code.VEX_KMOVQ_M64_KR, _at(MASKS + 8 * i), Register.K0 + i))
+        zmm = (Code.EVEX_VMOVDQU64_ZMM_K1Z_ZMMM512, Code.EVEX_VMOVDQU64_ZMMM512_K1Z_ZMM)
+        mask = (Code.VEX_KMOVQ_KR_KM64, Code.VEX_KMOVQ_M64_KR)
+        moves = [(*zmm, Register.ZMM0 + i, _at(64 * i)) for i in range(32)]
+        moves += [(*mask, Register.K0 + i, _at(MASKS + 8 * i)) for i in range(8)]
     else:
-        for i in range(16):
-            load.append(Instruction.create_reg_mem(Code.VEX_VMOVDQU_YMM_YMMM256, Register.YMM0 + i, _at(64 * i)))
-            store.append(Instruction.create_mem_reg(Code.VEX_VMOVDQU_YMMM256_YMM, _at(64 * i), Register.YMM0 + i))
+        ymm = (Code.VEX_VMOVDQU_YMM_YMMM256, Code.VEX_VMOVDQU_YMMM256_YMM)
+        moves = [(*ymm, Register.YMM0 + i, _at(64 * i)) for i in range(16)]
+    for load_code, store_code, register, place in moves:
+        load.append(Instruction.create_reg_mem(load_code, register, place))
+        store.append(Instruction.create_mem_reg(store_code, place, register))
     rax = Register.RAX
     # al is 0 or 1: adding 0x7F sets OF from it, and SAHF then sets the other flags from ah, but not OF.
     load += [

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from typing import Protocol
 
 import numpy as np
@@ -82,7 +83,8 @@ class Emulator:
         `poison` fills all registers and the stack with garbage at each call's entry.
         """
         self.code, self.memory, self.machine, self._poison = code, memory, Machine(memory), poison
-        name = next(n for i in range(10**6) if (n := f"code of {code.name}" + f" ({i})" * (i > 0)) not in memory)
+        names = (f"code of {code.name}" + f" ({i})" * (i > 0) for i in count())
+        name = next(n for n in names if n not in memory)
         self._base = memory.map(name, code.data)
         if "stack" not in memory:
             memory.map("stack", np.zeros(STACK_BYTES, np.uint8), writable=True)
@@ -98,12 +100,10 @@ class Emulator:
     def call(self, *args: int, max_instructions: int = 50_000_000) -> Stats:
         """Call the kernel with integer or pointer arguments (System V: six registers, then the stack).
 
-        Returns the counts of executed instructions.
-
-        Raises:
-            EmulatorError: an access outside a buffer, a write to a read-only one, an unknown instruction or
-                form, an undefined flag read, `max_instructions` exceeded, a broken calling convention. The
-                message ends with the instruction, its offset in the code and its line of the listing.
+        Returns the counts of executed instructions. Raises EmulatorError for an access outside a buffer, a
+        write to a read-only one, an unknown instruction or form, an undefined flag that is read,
+        `max_instructions` exceeded, or a broken calling convention; the message ends with the instruction,
+        its offset in the code and its line of the listing.
         """
         m = self.machine
         if self._poison:
@@ -182,7 +182,7 @@ class Emulator:
     def _return(self) -> int:
         m = self.machine
         if m.pop() != _RETURN_ADDRESS:
-            raise EmulatorError("the return address on the stack is not the caller's: unbalanced push and pop?")
+            raise EmulatorError("ret does not find the caller's address: unbalanced push and pop?")
         executed = (ins for ins, hits in zip(self._instructions, self._hits, strict=True) if hits)
         m.check_return(self._entry_gpr, any(_is_wide(ins) for ins in executed))
         return _DONE

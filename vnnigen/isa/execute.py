@@ -37,8 +37,7 @@ Filler = Callable[[], None]
 def compile_step(m: Machine, ins: Instruction, insn: Insn) -> Step:
     """Return a closure that executes one instruction other than a jump.
 
-    Raises:
-        EmulatorError: a form that the emulator does not know.
+    Raises EmulatorError for a form that the emulator does not know.
     """
     if ins.rounding_control != RoundingControl.NONE or ins.suppress_all_exceptions:
         raise EmulatorError("embedded rounding and {sae} are not supported")
@@ -94,7 +93,7 @@ class _Vector:
     # -- shapes --------------------------------------------------------------------------------------------
 
     def _lanes_of(self, op: int) -> int | None:
-        """Number of lanes of a vector or memory operand, None for others."""
+        """Return the number of lanes of a vector or memory operand, None for others."""
         if is_memory(self.ins, op) or (is_register(self.ins, op) and is_vector(self.ins.op_register(op))):
             return width(self.ins, op) // int(self.insn.lane(op)[1])
         return None
@@ -196,7 +195,7 @@ class _Vector:
         return size == whole
 
     def _broadcast_source(self, where: Getter, size: int, lane: str) -> None:
-        """A static array of the operand's size, refilled from the element in memory."""
+        """Append a static array of the operand's size, refilled from the element in memory."""
         memory, mask = self.m.memory, None if self.insn.reads_all else self.mask
         element = int(MemorySizeExt.size(self.ins.memory_size))
         fill = np.zeros(size // element, f"u{element}")
@@ -284,8 +283,9 @@ class _Vector:
         return masked
 
     def _registers_only(self) -> Step:
-        """The hot case: registers (and immediates) to a vector register, no mask."""
-        meaning, args, dest, upper = self.insn.meaning, self.args, self._view(0, self.insn.lane(0)), self._upper()
+        """Return the hot case: registers (and immediates) to a vector register, no mask."""
+        meaning, args = self.insn.meaning, self.args
+        dest, upper = self._view(0, self.insn.lane(0)), self._upper()
         if len(args) == 3:
             x, y, z = args
 
@@ -340,7 +340,7 @@ class _Vector:
         m, mask, count, zeroing = self.m, self.mask, self.count, self.zeroing
         assert mask is not None
         cut, scalar = self.insn.cut, self.insn.scalar
-        old = self._view(self.insn.merge, self.insn.lane(0)) if is_register(self.ins, self.insn.merge) else dest
+        old = self._view(self.insn.merge, self.insn.lane(0))
 
         def store(out: Lanes) -> None:
             chosen = m.lanes(mask(), count)

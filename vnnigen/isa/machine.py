@@ -66,8 +66,7 @@ class Machine:
         `wide`: ymm or zmm registers 0..15 were used, whose upper parts must now be clear (VZEROUPPER; without
         it, SSE code that runs later pays for false dependences or state transitions).
 
-        Raises:
-            EmulatorError: a callee-saved register, the stack pointer or the upper parts are not as they must be.
+        Raises EmulatorError if a callee-saved register, the stack pointer or the upper parts are not right.
         """
         changed = [name for name, i in CALLEE_SAVED.items() if self.gpr[i] != entry[i] + 8 * (i == RSP)]
         if changed:

@@ -40,14 +40,18 @@ class Memory:
         self._by_name: dict[str, Buffer] = {}
 
     def map(
-        self, name: str, data: npt.ArrayLike | bytes, writable: bool = False, *, align: int = 64, skew: int = 0
+        self,
+        name: str,
+        data: npt.ArrayLike | bytes,
+        writable: bool = False,
+        *,
+        align: int = 64,
+        skew: int = 0,
     ) -> int:
         """Map a copy of `data` (an array of any dtype and shape, taken in C order, or bytes).
 
-        Returns its address, which is a multiple of `align` (a power of two) plus `skew`.
-
-        Raises:
-            EmulatorError: the name is taken, or there are too many buffers.
+        Returns its address, which is a multiple of `align` (a power of two) plus `skew`. Raises EmulatorError
+        if the name is taken or there are too many buffers.
         """
         if name in self._by_name:
             raise EmulatorError(f"a buffer named {name!r} is mapped already; unmap it or choose another name")
@@ -76,25 +80,20 @@ class Memory:
     def array(self, name: str) -> npt.NDArray[Any]:
         """Return a copy of a buffer's contents, with the dtype and shape it was mapped with."""
         buffer = self.buffer(name)
-        return buffer.data.copy().view(buffer.dtype).reshape(buffer.shape)
+        contents: npt.NDArray[Any] = buffer.data.copy().view(buffer.dtype).reshape(buffer.shape)
+        return contents
 
     def __contains__(self, name: object) -> bool:
         return name in self._by_name
 
     def locate(self, address: int, size: int, write: bool = False) -> tuple[Buffer, int]:
-        """Return the buffer and the offset of an access; EmulatorError if it is not wholly inside a legal one."""
+        """Return the buffer and the offset of an access; EmulatorError if it is out of bounds or not allowed."""
         buffer = self._by_slot.get(address >> _SPAN_BITS)
-        if buffer is None:
-            raise EmulatorError(f"{_access(write)} of {size} bytes at {address:#x}, where no buffer is mapped")
-        offset = address - buffer.base
-        if offset < 0 or offset + size > len(buffer.raw):
-            where = f"{-offset} bytes before" if offset < 0 else f"at offset {offset} of"
-            raise EmulatorError(
-                f"{_access(write)} of {size} bytes {where} buffer {buffer.name!r}, which has {len(buffer.raw)} bytes"
-            )
-        if write and not buffer.writable:
-            raise EmulatorError(f"write of {size} bytes at offset {offset} of read-only buffer {buffer.name!r}")
-        return buffer, offset
+        if buffer is not None:
+            offset = address - buffer.base
+            if 0 <= offset <= len(buffer.raw) - size and (buffer.writable or not write):
+                return buffer, offset
+        raise EmulatorError(f"{'write' if write else 'read'} of {size} bytes {_place(buffer, address)}")
 
     def read_int(self, address: int, size: int) -> int:
         """Read an unsigned integer."""
@@ -109,10 +108,11 @@ class Memory:
     def read_lanes(self, address: int, count: int, lane: str, size: int) -> npt.NDArray[Any]:
         """Read `size` bytes = `count` lanes of a NumPy type, as a view."""
         buffer, offset = self.locate(address, size)
-        return np.ndarray((count,), lane, buffer.raw, offset)
+        lanes: npt.NDArray[Any] = np.ndarray((count,), lane, buffer.raw, offset)
+        return lanes
 
     def read_masked(self, address: int, size: int, granule: int, mask: int) -> Bytes:
-        """Read the elements of `granule` bytes whose mask bit is set; the others are zero and not accessed."""
+        """Read the elements (of `granule` bytes) whose mask bit is set; the others are zeros, not accessed."""
         out = np.zeros(size, np.uint8)
         if mask:
             start, stop = _extent(mask, granule)
@@ -120,7 +120,9 @@ class Memory:
             out[start:stop] = buffer.data[offset : offset + stop - start]
         return out
 
-    def write_masked(self, address: int, data: Bytes, granule: int, mask: int, lanes: npt.NDArray[np.bool_]) -> None:
+    def write_masked(
+        self, address: int, data: Bytes, granule: int, mask: int, lanes: npt.NDArray[np.bool_]
+    ) -> None:
         """Write the elements of `granule` bytes whose mask bit (the same in `mask` and `lanes`) is set."""
         if mask:
             start, stop = _extent(mask, granule)
@@ -136,5 +138,9 @@ def _extent(mask: int, granule: int) -> tuple[int, int]:
     return ((mask & -mask).bit_length() - 1) * granule, mask.bit_length() * granule
 
 
-def _access(write: bool) -> str:
-    return "write" if write else "read"
+def _place(buffer: Buffer | None, address: int) -> str:
+    if buffer is None:
+        return f"at {address:#x}, where no buffer is mapped"
+    offset, kind = address - buffer.base, "" if buffer.writable else "read-only "
+    where = f"{-offset} bytes before" if offset < 0 else f"at offset {offset} of"
+    return f"{where} {kind}buffer {buffer.name!r}, which has {len(buffer.raw)} bytes"

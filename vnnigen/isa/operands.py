@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from iced_x86 import Instruction, MemorySizeExt, OpCodeInfo, OpKind, Register, RegisterExt
 
 from vnnigen.errors import EmulatorError
 from vnnigen.isa.machine import Machine
+
+if TYPE_CHECKING:  # to a type checker it is an enum; at run time iced-x86 has a module of ints
+    from iced_x86._iced_x86_py import Register as RegisterNumber
 
 Getter = Callable[[], int]
 Setter = Callable[[int], None]
@@ -26,17 +30,17 @@ def is_register(ins: Instruction, op: int) -> bool:
     return bool(ins.op_kind(op) == OpKind.REGISTER)
 
 
-def is_vector(register: int) -> bool:
+def is_vector(register: RegisterNumber) -> bool:
     """Whether it is an xmm, ymm or zmm register."""
     return bool(RegisterExt.is_vector_register(register))
 
 
-def is_mask(register: int) -> bool:
+def is_mask(register: RegisterNumber) -> bool:
     """Whether it is a k register."""
     return bool(RegisterExt.is_k(register))
 
 
-def number(register: int) -> int:
+def number(register: RegisterNumber) -> int:
     """Hardware number of a register (of any width)."""
     if register in _HIGH_BYTES:
         raise EmulatorError("ah, bh, ch and dh are not supported")
@@ -77,7 +81,7 @@ def address(m: Machine, ins: Instruction) -> Getter:
 
 
 def integer(m: Machine, ins: Instruction, op: int, bits: int, signed: bool) -> Getter:
-    """Integer value of an operand, zero- or sign-extended from its own size, or from `bits` for k and immediates."""
+    """Value of an operand, extended from its own size, or from `bits` if it is a k register or immediate."""
     raw, own = _unsigned(m, ins, op, bits)
     if not signed:
         return raw
@@ -112,7 +116,7 @@ def _unsigned(m: Machine, ins: Instruction, op: int, bits: int) -> tuple[Getter,
 
 
 def setter(m: Machine, ins: Instruction, bits: int) -> Setter:
-    """Write operand 0: GPRs of 32 bits clear their upper half, of 8 and 16 keep the rest; masks take `bits`."""
+    """Return the writer of operand 0. 32-bit GPRs clear their upper half, 8 and 16 bits keep the rest."""
     g, k, memory = m.gpr, m.k, m.memory
     if is_memory(ins, 0):
         where, size = address(m, ins), width(ins, 0)

@@ -1,4 +1,4 @@
-"""float32 and bfloat16 arithmetic and conversions. Sources: Intel SDM volume 2; MXCSR is 0x1F80 throughout."""
+"""Arithmetic and conversions of float32 and bfloat16 under MXCSR 0x1F80. Sources: Intel SDM volume 2."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 
 from vnnigen.isa.insn import insn
-from vnnigen.isa.lanes import Lanes, bf16_to_f32, f32_to_bf16, flush, fma, nan_rule
+from vnnigen.isa.lanes import Lanes, f32_to_bf16, flush, fma, nan_rule
 
 Op = Callable[..., Any]
 
 
 def _low_lane(op: Op) -> Op:
-    """The scalar form of a packed meaning: lane 0 is computed, the others come from the first source."""
+    """Make the scalar form of a packed meaning: lane 0 is computed, the others are the first source's."""
 
     def scalar(a: Lanes, *others: Lanes) -> Lanes:
-        out = a.copy()
+        out: Lanes = a.copy()
         out[:1] = op(a[:1], *(x[:1] for x in others))
         return out
 
@@ -163,12 +163,15 @@ def _(a: Lanes, b: Lanes) -> Lanes:
     return f32_to_bf16(np.concatenate((b, a)))
 
 
-@insn("vdpbf16ps", lanes="f4 u2 u2", reads_dest=True)
+_ODD = np.uint32(0xFFFF0000)
+
+
+@insn("vdpbf16ps", lanes="f4 u4 u4", reads_dest=True)
 def _(acc: Lanes, a: Lanes, b: Lanes) -> Lanes:
     # Two FMAs, the odd element first; nearest even, denormal inputs are zeros and denormal results are
     # flushed, whatever MXCSR says (SDM, VDPBF16PS, operation).
     acc = flush(acc)
-    for element in (1, 0):
-        x, y = flush(bf16_to_f32(a[element::2])), flush(bf16_to_f32(b[element::2]))
+    for x_bits, y_bits in ((a & _ODD, b & _ODD), (a << 16, b << 16)):  # each as float32
+        x, y = flush(x_bits.view("f4")), flush(y_bits.view("f4"))
         acc = flush(nan_rule(fma(x, y, acc), x, y, acc))
     return acc

@@ -23,7 +23,7 @@ def _(_f: Flags, _n: int, a: int) -> int:
 
 @insn("prefetcht0", "prefetcht1", "prefetchnta", "prefetchw", dest=False, address=True)
 def _(_f: Flags, _n: int, _address: int) -> None:
-    """A hint, which never faults, whatever the address."""
+    """Do nothing: a hint never faults, whatever the address."""
 
 
 # -- arithmetic -------------------------------------------------------------------------------------------

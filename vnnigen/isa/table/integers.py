@@ -97,7 +97,8 @@ def _andnot(a: Lanes, b: Lanes) -> Lanes:
     return ~a & b
 
 
-for _name, _op in (("and", np.bitwise_and), ("andn", _andnot), ("or", np.bitwise_or), ("xor", np.bitwise_xor)):
+_LOGIC = (("and", np.bitwise_and), ("andn", _andnot), ("or", np.bitwise_or), ("xor", np.bitwise_xor))
+for _name, _op in _LOGIC:
     insn(f"vp{_name}", f"v{_name}ps", f"vp{_name}d", lanes="u4")(_op)
     insn(f"vp{_name}q", lanes="u8")(_op)
 
@@ -140,11 +141,11 @@ for _s, _size in BWDQ:
 def _tests(suffix: str, size: int) -> None:
     @insn(f"vptestm{suffix}", lanes=f"u{size}")
     def _(a: Lanes, b: Lanes) -> Lanes:
-        return (a & b) != 0
+        return np.not_equal(a & b, 0)
 
     @insn(f"vptestnm{suffix}", lanes=f"u{size}")
     def _(a: Lanes, b: Lanes) -> Lanes:
-        return (a & b) == 0
+        return np.equal(a & b, 0)
 
 
 for _s, _size in BWDQ:

@@ -1,4 +1,4 @@
-"""Vector moves: loads and stores, broadcasts, parts, blends, widening, narrowing. Sources: Intel SDM volume 2."""
+"""Vector moves: loads, stores, broadcasts, parts, blends, widening, narrowing. Sources: Intel SDM volume 2."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _(a: Lanes, b: Lanes) -> Lanes:
 @insn("vpinsrd", lanes="u4")
 @insn("vpinsrq", lanes="u8")
 def _(a: Lanes, b: Lanes, where: int) -> Lanes:
-    out = a.copy()
+    out = np.copy(a)
     out[where % a.size] = b[0]
     return out
 
@@ -80,7 +80,7 @@ def _(a: Lanes) -> Lanes:
 @insn("vinserti128", "vinserti32x4", lanes="u4", reads_all=True)
 @insn("vinserti64x4", lanes="u8", reads_all=True)
 def _(a: Lanes, b: Lanes, where: int) -> Lanes:
-    out = a.copy()
+    out = np.copy(a)
     out.reshape(-1, b.size)[where % (a.size // b.size)] = b
     return out
 
@@ -122,7 +122,7 @@ def _(a: Lanes, b: Lanes, mask: Lanes) -> Lanes:
 
 def _same(a: Lanes) -> Lanes:
     # A copy, because NumPy's assignment between overlapping lanes of different sizes is not safe.
-    return a.copy()
+    return np.copy(a)
 
 
 def _narrowing(name: str, to: str, wide: str) -> None:
@@ -131,7 +131,8 @@ def _narrowing(name: str, to: str, wide: str) -> None:
         return saturate(a, to)
 
 
-for _suffix, _wide, _narrow in (("bw", 2, 1), ("bd", 4, 1), ("bq", 8, 1), ("wd", 4, 2), ("wq", 8, 2), ("dq", 8, 4)):
+_WIDENING = (("bw", 2, 1), ("bd", 4, 1), ("bq", 8, 1), ("wd", 4, 2), ("wq", 8, 2), ("dq", 8, 4))
+for _suffix, _wide, _narrow in _WIDENING:
     insn(f"vpmovzx{_suffix}", lanes=f"u{_wide} u{_narrow}", cut=True)(_same)
     insn(f"vpmovsx{_suffix}", lanes=f"i{_wide} i{_narrow}", cut=True)(_same)
 for _suffix, _wide, _narrow in (("wb", 2, 1), ("db", 4, 1), ("dw", 4, 2)):

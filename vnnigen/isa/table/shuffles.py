@@ -9,7 +9,7 @@ from vnnigen.isa.lanes import Lanes, saturate
 
 
 def _fields(control: int, bits: int, count: int) -> list[int]:
-    """The first `count` fields of `bits` bits of an immediate."""
+    """Return the first `count` fields of `bits` bits of an immediate."""
     return [control >> (bits * i) & ((1 << bits) - 1) for i in range(count)]
 
 
@@ -22,7 +22,8 @@ def _pack(name: str, source: str, to: str) -> None:
         return saturate(np.concatenate((a, b), axis=1), to)
 
 
-for _name, _source, _to in (("ssdw", "i4", "i2"), ("usdw", "i4", "u2"), ("sswb", "i2", "i1"), ("uswb", "i2", "u1")):
+_PACKS = (("ssdw", "i4", "i2"), ("usdw", "i4", "u2"), ("sswb", "i2", "i1"), ("uswb", "i2", "u1"))
+for _name, _source, _to in _PACKS:
     _pack(f"vpack{_name}", _source, _to)
 
 
@@ -83,12 +84,14 @@ def _(a: Lanes, b: Lanes, by: int) -> Lanes:
 
 
 def _permute(index: Lanes, table: Lanes) -> Lanes:
-    return table[index & (table.size - 1)]
+    out: Lanes = table[index & (table.size - 1)]
+    return out
 
 
 def _permute_two(low: Lanes, index: Lanes, high: Lanes) -> Lanes:
     both = np.concatenate((low, high))
-    return both[index & (both.size - 1)]
+    out: Lanes = both[index & (both.size - 1)]
+    return out
 
 
 for _suffix, _lane in (("b", "u1"), ("w", "u2"), ("d", "u4"), ("q", "u8")):
