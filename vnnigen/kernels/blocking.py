@@ -15,6 +15,8 @@ from vnnigen.kernels.mac import Mac, TierCode
 
 #: Bytes of source that a step may keep in scratch or re-read per column block: half of a small L2 (1 MiB).
 STRIP_BYTES = 256 << 10
+#: Bytes of a column block's weights that stay in the L1 cache beside the source rows.
+L1_BLOCK = 32 << 10
 #: Grid steps wanted when there is work enough; two to eight threads balance on this many.
 TARGET_STEPS = 16
 #: Work below which splitting costs more than it gives (multiply-accumulates of one grid step).
@@ -73,6 +75,8 @@ def _tile_cost(mr: int, nr: int, resident: int, kd: int, mac: Mac, epilogue: flo
     latency = mac.latency if mac.latency > 1 else 1.0
     # Loads that hide behind the multiplies still take issue slots: of equals, the tile with fewer wins.
     step = max(mr * nr * mac.cost, loads, latency, nr * 64 / 24) + loads / 8
+    if kd * nr * 64 > L1_BLOCK:
+        step += nr / 4  # weights that come from L2 for every tile are not always there in time
     return kd * step + 12 + mr * nr * epilogue
 
 

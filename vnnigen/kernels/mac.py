@@ -129,8 +129,8 @@ ONES16 = np.full(32, 1, dtype=np.int16)
 ONES8 = np.full(64, 1, dtype=np.int8)
 
 VNNI = Mac("vnni", "u8", 0.5, 4, _vpdpbusd)
-CHAIN_FAST = Mac("fast", "u8", 1.0, 1, _maddubsw, _add, ones=True, lag512=2, lag256=1)
-CHAIN_EXACT = Mac("exact", "s16", 0.5, 1, _maddwd, _add, lag512=12, lag256=5)
+CHAIN_FAST = Mac("fast", "u8", 1.0, 1, _maddubsw, _add, ones=True, lag512=3, lag256=2)
+CHAIN_EXACT = Mac("exact", "s16", 0.5, 1, _maddwd, _add, lag512=11, lag256=5)
 FMA = Mac("fma", "f32", 0.5, 4, _fma)
 
 MACS: dict[str, Mac] = {m.name: m for m in (VNNI, CHAIN_FAST, CHAIN_EXACT, FMA)}
