@@ -59,7 +59,11 @@ def _integer_step(m: Machine, ins: Instruction, insn: Insn) -> Step:
     ]
     meaning, context = insn.meaning, m if insn.kind == "machine" else m.flags
     if not insn.dest or (insn.kind == "machine" and insn.mnemonic != "pop"):
-        return lambda: meaning(context, bits, *[g() for g in get])
+
+        def effect() -> None:  # what CMP and TEST compute is for the flags: a step's result is a jump's target
+            meaning(context, bits, *[g() for g in get])
+
+        return effect
     put = setter(m, ins, bits)
     if len(get) == 1:
         one = get[0]
