@@ -1,0 +1,82 @@
+"""Run an operator's kernels on the emulator, for any tier, on any host."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+import vnnigen as v
+from vnnigen.isa.assembler import Code
+from vnnigen.isa.emulator import Emulator, Stats
+from vnnigen.isa.memory import Memory
+from vnnigen.kernels.families import FAMILIES
+from vnnigen.kernels.layout import ARG_CONSTS, ARG_DST, ARG_SLOTS, ARG_SRC, ARG_TENSORS, ARG_WEIGHTS
+from vnnigen.kernels.mac import TIER_CODE
+from vnnigen.runtime.compiled import generate
+
+_generate = lru_cache(maxsize=64)(generate)
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """An operator lowered for a tier and an input: packed weights, and one key and its code per launch."""
+
+    op: v.Operator
+    packed: Any
+    keys: tuple[Any, ...]
+    codes: tuple[Code, ...]
+    y_shape: tuple[int, ...]
+
+
+def lower(op: v.Operator, x_shape: tuple[int, ...], src: Any, tier: str) -> Lowered:
+    """Pack and generate for `tier`, without asking whether this machine has it. `op` is of the reference tier."""
+    weights, code = op._weights, TIER_CODE[tier]
+    family = next(f for f in FAMILIES if f.why_not(weights, code) is None)
+    packed = family.pack(op._op, weights, code, src, op._q.x_zp, op._prepare(src).epilogue)
+    problem = op._problem(x_shape, src)
+    keys = packed.keys_for(op._geometry(problem))
+    return Lowered(op, packed, keys, tuple(_generate(key) for key in keys), op._y_shape(problem))
+
+
+@dataclass(frozen=True)
+class Emulated:
+    """The output, and what each launch executed, over all steps of its grid."""
+
+    y: np.ndarray[Any, Any]
+    stats: tuple[Stats, ...]
+
+
+def emulate(
+    low: Lowered, x: np.ndarray[Any, Any], y_dtype: Any, tensors: Sequence[np.ndarray[Any, Any]] = (), *, skew: int = 0
+) -> Emulated:
+    """Run every step of every launch, in an order that no kernel may depend on.
+
+    Each operand is a buffer of exactly its size; only `out` and scratch may be written; addresses of what a
+    caller provides are off by `skew` elements from 64-byte alignment. Scratch and out begin as garbage.
+    """
+    mem = Memory()
+    out = np.full(low.y_shape, 0x5A, np.dtype(y_dtype))
+    args = np.zeros(ARG_SLOTS, np.int64)
+    args[ARG_SRC] = mem.map("x", x, skew=skew * x.itemsize)
+    args[ARG_DST] = mem.map("out", out, writable=True, skew=skew * out.itemsize)
+    for i, t in enumerate(tensors):
+        args[ARG_TENSORS + i] = mem.map(f"tensor {i}", t, skew=skew * t.itemsize)
+    for i, run in enumerate(low.packed.runs):
+        args[ARG_WEIGHTS + 2 * i] = mem.map(f"weights {i}", run.weights)
+        args[ARG_CONSTS + 2 * i] = mem.map(f"consts {i}", run.consts)
+    address = mem.map("args", args)
+    stats = []
+    for i, (key, code) in enumerate(zip(low.keys, low.codes, strict=True)):
+        scratch = mem.map(f"scratch {i}", np.full(key.scratch, 0xFF, np.uint8), writable=True)
+        emulator = Emulator(code, mem, poison=True)
+        total = Stats()
+        for index in reversed(range(key.steps)):
+            one = emulator.call(address, index, scratch)
+            total.instructions += one.instructions
+            total.counts += one.counts
+        stats.append(total)
+    return Emulated(mem.array("out"), tuple(stats))
