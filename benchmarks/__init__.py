@@ -1,0 +1,1 @@
+"""Paired measurements against f32, against measured peaks and against peers; run as `python -m benchmarks.NAME`."""
