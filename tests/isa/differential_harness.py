@@ -41,12 +41,11 @@ PINNED = (4, 7)
 FLAG_BITS = {n: getattr(RflagsBits, n.upper()) for n in ("cf", "zf", "sf", "of", "pf")}
 AH_BITS = {"cf": 0, "pf": 2, "zf": 6, "sf": 7}
 
-GPR64 = [getattr(Register, n) for n in ["RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", "R8", "R9", "R10", "R11", "R12", "R13", "R14", "R15"]]
-GPR32 = [getattr(Register, n) for n in ["EAX", "ECX", "EDX", "EBX", "ESP", "EBP", "ESI", "EDI"]]
-GPR32 += [getattr(Register, f"R{i}D") for i in range(8, 16)]
-GPR16 = [getattr(Register, n) for n in ["AX", "CX", "DX", "BX", "SP", "BP", "SI", "DI"]]
-GPR16 += [getattr(Register, f"R{i}W") for i in range(8, 16)]
-GPR8 = [getattr(Register, n) for n in ["AL", "CL", "DL", "BL", "SPL", "BPL", "SIL", "DIL"]]
+_NAMES = ("AX", "CX", "DX", "BX", "SP", "BP", "SI", "DI")
+GPR64 = [getattr(Register, n) for n in (*(f"R{x}" for x in _NAMES), *(f"R{i}" for i in range(8, 16)))]
+GPR32 = [getattr(Register, n) for n in (*(f"E{x}" for x in _NAMES), *(f"R{i}D" for i in range(8, 16)))]
+GPR16 = [getattr(Register, n) for n in (*_NAMES, *(f"R{i}W" for i in range(8, 16)))]
+GPR8 = [getattr(Register, n) for n in ("AL", "CL", "DL", "BL", "SPL", "BPL", "SIL", "DIL")]
 GPR8 += [getattr(Register, f"R{i}L") for i in range(8, 16)]
 GPRS_OF = {"R64": GPR64, "R32": GPR32, "R16": GPR16, "R8": GPR8}
 VECTOR_CLASSES = {"XMM": Register.XMM0, "YMM": Register.YMM0, "ZMM": Register.ZMM0}
@@ -398,7 +397,7 @@ def comparable(state: np.ndarray, undefined: list[str], wide: bool) -> np.ndarra
     out.view("u8")[FLAGS // 8] &= np.uint64(keep)
     if not wide:
         out[:2048].reshape(32, 64)[:, 32:] = 0
-        out[1024 : GPRS] = 0
+        out[1024:GPRS] = 0
     return out
 
 

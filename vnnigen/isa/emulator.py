@@ -169,7 +169,7 @@ class Emulator:
         if insn.kind != "control":
             return compile_step(self.machine, ins, insn)
         if insn.mnemonic == "ret":
-            return self._return
+            return partial(self._return, self._index[ins.ip])
         if insn.mnemonic == "nop":
             return lambda: None
         if ins.op0_kind != OpKind.NEAR_BRANCH64 or ins.near_branch_target not in self._index:
@@ -179,18 +179,22 @@ class Emulator:
             return lambda: target
         return lambda: target if condition(flags) else None
 
-    def _return(self) -> int:
+    def _return(self, at: int) -> int:
         m = self.machine
         if m.pop() != _RETURN_ADDRESS:
             raise EmulatorError("ret does not find the caller's address: unbalanced push and pop?")
-        executed = (ins for ins, hits in zip(self._instructions, self._hits, strict=True) if hits)
-        m.check_return(self._entry_gpr, any(_is_wide(ins) for ins in executed))
+        executed = [ins for ins, hits in zip(self._instructions, self._hits, strict=True) if hits]
+        m.check_return(self._entry_gpr, any(map(_is_wide, executed)))
+        # Clear values are not enough for the processor: nothing wide may come between VZEROUPPER and RET.
+        for ins in reversed(self._instructions[:at]):
+            if ins.mnemonic == Mnemonic.VZEROUPPER:
+                break
+            if _is_wide(ins):
+                raise EmulatorError("ymm or zmm registers are used after VZEROUPPER")
         return _DONE
 
 
 def _is_wide(ins: Instruction) -> bool:
     """Whether the instruction names a ymm or zmm register below 16."""
     registers = (ins.op_register(i) for i in range(ins.op_count) if ins.op_kind(i) == OpKind.REGISTER)
-    return any(
-        r != Register.NONE and is_vector(r) and RegisterExt.size(r) > 16 and number(r) < 16 for r in registers
-    )
+    return any(r != Register.NONE and is_vector(r) and RegisterExt.size(r) > 16 and number(r) < 16 for r in registers)

@@ -58,8 +58,6 @@ _POSITIVE: tuple[tuple[tuple[str, ...], tuple[str, ...], Condition], ...] = (
 )
 
 CONDITIONS: tuple[tuple[tuple[str, ...], Condition], ...] = tuple(
-    pair
-    for yes, no, condition in _POSITIVE
-    for pair in ((yes, condition), (no, _negated(condition)))
+    pair for yes, no, condition in _POSITIVE for pair in ((yes, condition), (no, _negated(condition)))
 )
 """(names, test) of each condition; the first name is iced's, the others are aliases."""

@@ -120,9 +120,7 @@ class Memory:
             out[start:stop] = buffer.data[offset : offset + stop - start]
         return out
 
-    def write_masked(
-        self, address: int, data: Bytes, granule: int, mask: int, lanes: npt.NDArray[np.bool_]
-    ) -> None:
+    def write_masked(self, address: int, data: Bytes, granule: int, mask: int, lanes: npt.NDArray[np.bool_]) -> None:
         """Write the elements of `granule` bytes whose mask bit (the same in `mask` and `lanes`) is set."""
         if mask:
             start, stop = _extent(mask, granule)
