@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from vnnigen.errors import ShapeError
 from vnnigen.isa.assembler import Arg, Assembler, Code, Mem
 from vnnigen.kernels.blocking import Blocking, Registers
 from vnnigen.kernels.emit_common import add_const, counted, div_const
@@ -129,10 +130,23 @@ class LoopNest:
         else:
             self.pixel = g.ic * SRC_BYTES[g.src]
             self.row_pitch = g.w * self.pixel
+        self._check_offsets()
         self.lay = key.layout
         self.a = Assembler(
             key.name, args=(Arg("args", "ptr"), Arg("index", "i64"), Arg("scratch", "ptr")), features=features
         )
+
+    def _check_offsets(self) -> None:
+        """Raise ShapeError where a distance within a tile or between rows leaves the 32 bits that code can hold."""
+        key, g = self.key, self.key.g
+        down = (key.blocking.th * g.sh + g.kh * g.dh) * self.row_pitch
+        across = (key.blocking.tw * g.sw + g.kw * g.dw) * self.pixel
+        out = (key.blocking.th * g.ow + key.blocking.tw) * key.ldo * 4
+        if max(down + across, out, g.w * g.ic * SRC_BYTES[g.src]) >= 1 << 31:
+            raise ShapeError(
+                f"rows of {g.w} pixels of {g.ic} channels are too long for the 32-bit offsets of a kernel; "
+                "split the image or the matrix"
+            )
 
     def emit_tile(self, th: int, tw: int, nr: int, valid: int) -> None:
         """Emit a th x tw tile of `nr` vectors, the last with `valid` live lanes; cursors keep their values."""
