@@ -51,6 +51,9 @@ class Job(Protocol):
     def sample(self, calls: int) -> int:
         """Run it `calls` times and return the nanoseconds that the peer measured."""
 
+    def drop(self) -> None:
+        """Free it."""
+
 
 #: Prepares the problem of a request on a tier; None where the peer has nothing comparable.
 Peer = Callable[[Request, str], Job | None]
@@ -127,33 +130,29 @@ def run_case(case: Case, rounds: int, peer: Peer | None = None) -> Row:
         row.f32, row.vs_f32 = _figures(base, times["f32"]), times.speedup("ours", "f32")
     if job is not None:
         # One turn of the peer's candidate is `calls` calls.
-        row.peer = _speed(request, row.tier, main.chains, times["peer"], calls) | {"kernel": job.impl}
+        row.peer = _speed(request, times["peer"], calls) | {"kernel": job.impl}
         row.vs_peer = times.speedup("ours", "peer") / calls
+        job.drop()
     return row
 
 
 def _figures(workload: Workload, samples: Samples) -> dict[str, Any]:
-    explanation = workload.explanation
-    figures = _speed(workload.request, explanation.tier, workload.chains, samples, 1)
-    return figures | {"kernel": explanation.kernel, "tier": explanation.tier, "chains": workload.chains}
+    explanation, chains = workload.explanation, workload.chains
+    figures = _speed(workload.request, samples, 1)
+    peak = peak_for(explanation.tier, chains, workload.request.threads)
+    figures["pct_peak"] = None if peak is None else 100 * figures["gops"] / peak
+    return figures | {"kernel": explanation.kernel, "tier": explanation.tier, "chains": chains}
 
 
-def _speed(
-    request: Request, tier: str, chains: dict[str, int], samples: Samples, calls: int
-) -> dict[str, Any]:
-    median, least = samples.median / calls, samples.best / calls
-    gops, peak = request.shape.ops / median * 1e-9, peak_for(tier, chains, request.threads)
-    return {
-        "ms_median": median * 1e3,
-        "ms_min": least * 1e3,
-        "gops": gops,
-        "pct_peak": None if peak is None else 100 * gops / peak,
-    }
+def _speed(request: Request, samples: Samples, calls: int) -> dict[str, Any]:
+    median = samples.median / calls
+    gops = request.shape.ops / median * 1e-9
+    return {"ms_median": median * 1e3, "ms_min": samples.best / calls * 1e3, "gops": gops}
 
 
-def rows_table(title: str, rows: Sequence[Row], peer: str | None = None) -> Table:
+def rows_table(title: str, rows: Sequence[Row], peer: str | None = None, caption: str = "") -> Table:
     """Lay rows out for people; a row that could not run says why."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     for name in ("case", "tier", "multiply step"):
         table.add_column(name)
     numbers = ["ms", "GOP/s", "% of peak", "f32 GOP/s", "vs f32"]

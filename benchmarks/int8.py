@@ -13,7 +13,6 @@ import argparse
 import statistics
 import subprocess
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 import vnnigen
-from benchmarks.common import Case, Peer, Row, context, rows_table, run_case, warn_if_busy, write_json
+from benchmarks.common import Case, Row, context, rows_table, run_case, warn_if_busy, write_json
+from benchmarks.peers.onednn import OneDNNPeer
 from vnnigen.bench.problem_string import GemmShape, parse_conv
 from vnnigen.bench.timing import compare
 from vnnigen.bench.workload import Request
@@ -48,6 +48,7 @@ CONVS = {
 }
 CONV_TIERS = ("avx512_vnni",)
 _COLD_RUNS = 5
+_SATURATION = "Without VNNI it always takes the fast chain: full-range weights saturate there, and its sums are wrong."
 
 
 def cases(threads: int) -> list[Case]:
@@ -113,16 +114,16 @@ def measure_all(arguments: argparse.Namespace, console: Console) -> dict[str, An
     """Run everything, print it, and return what the JSON file holds."""
     result = context()
     rows: list[Row] = []
-    with ExitStack() as stack:
-        peer: Peer | None = None
-        if arguments.onednn:
-            from benchmarks.peers.onednn import OneDNNPeer
-
-            peer = stack.enter_context(OneDNNPeer())
+    with OneDNNPeer() as onednn:
+        peer = onednn if arguments.onednn else None
         for case in [*cases(arguments.threads), f32_case(arguments.threads)]:
             rows.append(run_case(case, arguments.rounds, peer))
     title = f"{result['machine']['name']}, {arguments.threads} thread(s), ReLU + requantization fused"
-    console.print(rows_table(title, rows, "oneDNN" if arguments.onednn else None))
+    name, caption = None, ""
+    if arguments.onednn:
+        name, caption = "oneDNN", f"oneDNN {onednn.version}, capped to the row's tier. {_SATURATION}"
+        result["peer"] = {"name": name, "version": onednn.version}
+    console.print(rows_table(title, rows, name, caption))
     overhead, generation = call_overhead(arguments.rounds), generation_times()
     console.print(small_table(overhead, generation))
     return result | {

@@ -1,0 +1,1 @@
+"""Other libraries to measure against, each in processes of its own."""
