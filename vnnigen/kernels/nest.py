@@ -8,14 +8,14 @@ The weights of one column block stay in the L1 cache while all of the strip's ti
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from vnnigen.errors import ShapeError
 from vnnigen.isa.assembler import Arg, Assembler, Code, Mem
 from vnnigen.kernels.blocking import Blocking, Registers
-from vnnigen.kernels.emit_common import add_const, counted, div_const
+from vnnigen.kernels.emit_common import add_const, div_const
 from vnnigen.kernels.emit_copy import CopyRegs, CopyStage, scratch_rows
 from vnnigen.kernels.emit_epilogue import EPILOGUE_TEMPS
 from vnnigen.kernels.emit_tile import Cursors, TileCode, emit_tile, tile_offsets
@@ -162,6 +162,7 @@ class LoopNest:
         weights, consts, col = a.gpr("weights"), a.gpr("consts"), a.gpr("col")
         a.mov(consts, Mem(args, 8 * (ARG_CONSTS + 2 * self.key.launch)))
         a.mov(weights, Mem(args, 8 * (ARG_WEIGHTS + 2 * self.key.launch)))
+        a.mov(self._slot(self.SCRATCH), a.load_argument("scratch"))
         self._locate(args, weights, col, consts)
         inner = a.gpr("tap") if self.two_taps else None
         self.cur = Cursors(
@@ -176,13 +177,12 @@ class LoopNest:
             a.gpr("tap_row"),
             inner,
         )
-        self.down, self.along = a.gpr("tiles_down"), a.gpr("tiles_along")
         self._groups()
         a.ret()
         return a.finalize().encode()
 
     # Slots of the stack frame: loop counts that are touched once per column block.
-    CHUNK, STRIP, BLOCKS, DOWN, GROUP = range(5)
+    CHUNK, STRIP, BLOCKS, DOWN, GROUP, DOWN_LEFT, ALONG_LEFT, SCRATCH = range(8)
 
     def _slot(self, which: int) -> Mem:
         return self.slots + 8 * which
@@ -340,17 +340,14 @@ class LoopNest:
         a.mov(cur.src, self.first_src)
         a.mov(cur.off, self.first_off)
         if g.oh >= b.th:
-            end = a.label("tiles_end")
-            a.mov(self.down, self._slot(self.DOWN))
-            if (g.oh - (key.strips - 1) * b.strip) < b.th:
-                a.test(self.down, self.down)
-                a.jz(end)
-            with a.loop(self.down):
+            a.mov(cur.ptr, self._slot(self.DOWN))
+            a.mov(self._slot(self.DOWN_LEFT), cur.ptr)
+            none = (g.oh - (key.strips - 1) * b.strip) < b.th
+            with self._slot_loop(self.DOWN_LEFT, may_be_zero=none):
                 self._row(b.th, nr, valid)
                 steps = g.ow // b.tw
                 add_const(a, cur.src, b.th * g.sh * self.row_pitch - steps * b.tw * g.sw * self.pixel)
                 add_const(a, cur.off, (b.th * g.ow - steps * b.tw) * key.ldo)
-            a.bind(end)
         if g.oh % b.th:
             with self._only_last(self.STRIP, key.strips):
                 self._row(g.oh % b.th, nr, valid)
@@ -360,7 +357,10 @@ class LoopNest:
         a, g, b, cur = self.a, self.key.g, self.key.blocking, self.cur
         full, tail = divmod(g.ow, b.tw)
         if full:
-            with counted(a, self.along, full):
+            if full > 1:
+                a.mov(cur.ptr, full)
+                a.mov(self._slot(self.ALONG_LEFT), cur.ptr)
+            with self._slot_loop(self.ALONG_LEFT, may_be_zero=False) if full > 1 else nullcontext():
                 self.emit_tile(th, b.tw, nr, valid)
                 a.add(cur.src, b.tw * g.sw * self.pixel)
                 a.add(cur.off, b.tw * self.key.ldo)
