@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 import vnnigen as v
+from vnnigen.kernels.epilogue import reference_epilogue
+from vnnigen.kernels.fma import fma32
+from vnnigen.kernels.problem import ConvProblem
 
 TIERS = ("avx512_vnni", "avx512", "avx_vnni", "avx2")
 """All tiers with generated kernels, whether this machine has them or not."""
@@ -132,3 +136,98 @@ def assert_same_bits(got: np.ndarray[Any, Any], want: np.ndarray[Any, Any], what
         raise AssertionError(
             f"{what}: {len(at)} of {got.size} differ, first at {at[0].tolist()}: {got[wrong][0]} for {want[wrong][0]}"
         )
+
+
+def _chain(*ops: v.PostOp) -> PostOps:
+    return lambda: ops
+
+
+POST_OPS: dict[str, tuple[PostOps, tuple[str, ...]]] = {
+    "none": (no_post_ops, ()),
+    "relu": (_chain(v.ReLU()), ()),
+    "relu6": (_chain(v.Clip(0, 6)), ()),
+    "clip": (_chain(v.Clip(-3.5, 2.25)), ()),
+    "leaky": (_chain(v.LeakyReLU(0.1)), ()),
+    "leaky-negative": (_chain(v.LeakyReLU(-0.7)), ()),
+    "linear": (_chain(v.Linear(-1.5, 0.3)), ()),
+    "linear-relu-linear": (_chain(v.Linear(0.5, 1), v.ReLU(), v.Linear(-2, 3)), ()),
+    # oneDNN's names: beta is the sum's scale, gamma the scale of the element-wise operation.
+    "acc(beta).eltwise(gamma)": (_chain(v.Sum(0.3), v.ReLU(), v.Linear(0.7, 0)), ("out",)),
+    "eltwise(gamma).acc(beta)": (_chain(v.ReLU(), v.Linear(0.7, 0), v.Sum(0.3)), ("out",)),
+    "sum-u8": (_chain(v.Sum(0.02, 131, dtype=np.uint8)), ("u8",)),
+    "sum-s8-relu": (_chain(v.Sum(-0.05, -7, dtype=np.int8), v.ReLU()), ("s8",)),
+    "relu-sum-s8": (_chain(v.ReLU(), v.Sum(0.05, 100, dtype=np.int8)), ("s8",)),
+    "sum-s32": (_chain(v.Sum(0.01, dtype=np.int32)), ("s32",)),
+    "sum-f32-leaky": (_chain(v.Sum(0.5, dtype=np.float32), v.LeakyReLU(0.2)), ("f32",)),
+    "four-sums": (
+        _chain(
+            v.Sum(0.02, 3, dtype=np.uint8), v.ReLU(), v.Sum(0.03, dtype=np.int8), v.Linear(0.9, -0.2),
+            v.Sum(0.01, dtype=np.int32), v.LeakyReLU(0.3), v.Sum(-0.5, dtype=np.float32), v.Clip(-2, 9),
+        ),
+        ("u8", "s8", "s32", "f32"),
+    ),
+}  # fmt: skip
+"""Chains of post-ops, with the types of the tensors that they take at a call ("out": the output's own)."""
+
+Pick = Callable[[Sequence[Any]], Any]
+
+
+def random_numbers(case: Case, pick: Pick, src: str | None = None) -> Case:
+    """Choose everything that is not shape: types, zero points, bias, kind of weights, post-ops.
+
+    `pick` takes one of a sequence: Hypothesis', or a seeded generator's. `src` forces the source's type.
+    """
+    seed = pick(range(1 << 16))
+    src = src or pick(("u8", "s8", "u8", "s8", "f32"))
+    if src == "f32":
+        chain, sums = POST_OPS[pick(sorted(POST_OPS))]
+        sums = tuple("f32" if s == "out" else s for s in sums)
+        return replace(
+            case, src="f32", out="f32", bias=pick((None, "f32")), post_ops=chain, sums=sums, seed=seed
+        )
+    out = pick(("u8", "s8", "s32", "f32"))
+    low, high = (0, 255) if src == "u8" else (-128, 127)
+    y_low, y_high = (0, 255) if out == "u8" else (-128, 127)
+    chain, sums = POST_OPS[pick(sorted(POST_OPS)) if out != "s32" else "none"]
+    return replace(
+        case, src=src, out=out, x_zp=pick((0, 0, low, 77, high)), w_zp=pick((False, False, True)),
+        y_zp=pick((0, y_low, y_high, 10)) if out in ("u8", "s8") else 0,
+        bias=pick((None, "s32", "f32") if out != "s32" else (None, "s32")),
+        weights=pick(("safe", "full", "mixed")), post_ops=chain,
+        sums=tuple(out if s == "out" else s for s in sums), seed=seed,
+    )  # fmt: skip
+
+
+def seeded(seed: int) -> Pick:
+    """A `pick` that needs no Hypothesis."""
+    rng = random.Random(seed)
+    return rng.choice
+
+
+def f32_in_order(case: Case, x: Any, w: Any) -> np.ndarray[Any, Any]:
+    """Accumulate in the documented order (kh, kw, ic) with one FMA each, from zero: what every tier must give."""
+    if case.is_gemm:
+        x, w = x[:, None, None, :], w[:, :, None, None]
+    p = ConvProblem.from_arguments(
+        x.shape, w.shape, stride=case.stride, padding=case.padding, dilation=case.dilation, groups=case.groups,
+        src="f32", dst="f32",
+    )  # fmt: skip
+    padded = np.pad(x, ((0, 0), *p.pad, (0, 0)))
+    acc = np.zeros((p.n, p.oh, p.ow, p.groups, p.ocg), np.float32)
+    for i in range(p.kh):
+        rows = slice(i * p.dilation[0], i * p.dilation[0] + (p.oh - 1) * p.stride[0] + 1, p.stride[0])
+        for j in range(p.kw):
+            cols = slice(j * p.dilation[1], j * p.dilation[1] + (p.ow - 1) * p.stride[1] + 1, p.stride[1])
+            for c in range(p.icg):
+                values = padded[:, rows, cols, c :: p.icg]
+                acc = fma32(values[..., None], w[:, c, i, j].reshape(p.groups, p.ocg), acc)
+    return acc.reshape(p.n * p.oh * p.ow, p.oc) if case.is_gemm else acc.reshape(p.y_shape)
+
+
+def expected(case: Case, op: v.Operator, x: Any, tensors: Sequence[Any]) -> np.ndarray[Any, Any]:
+    """What every generated kernel must compute, bit for bit; `op` is of the reference tier."""
+    if case.src != "f32":
+        return op(x, tensors=tensors)
+    return reference_epilogue(
+        f32_in_order(case, x, case.weight_values()), op._prepare("f32").epilogue, tensors
+    )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 import numpy as np
 
 import vnnigen as v
+from tests.kernels.cases import Case, assert_same_bits, expected, out_shape
 from vnnigen.isa.assembler import Code
 from vnnigen.isa.emulator import Emulator, Stats
 from vnnigen.isa.memory import Memory
+from vnnigen.kernels import blocking
 from vnnigen.kernels.families import FAMILIES
 from vnnigen.kernels.layout import ARG_CONSTS, ARG_DST, ARG_SLOTS, ARG_SRC, ARG_TENSORS, ARG_WEIGHTS
 from vnnigen.kernels.mac import TIER_CODE
@@ -51,20 +54,28 @@ class Emulated:
 
 
 def emulate(
-    low: Lowered, x: np.ndarray[Any, Any], y_dtype: Any, tensors: Sequence[np.ndarray[Any, Any]] = (), *, skew: int = 0
+    low: Lowered,
+    x: np.ndarray[Any, Any],
+    y_dtype: Any,
+    tensors: Sequence[np.ndarray[Any, Any]] = (),
+    *,
+    skew: int = 0,
+    in_place: bool = False,
 ) -> Emulated:
     """Run every step of every launch, in an order that no kernel may depend on.
 
     Each operand is a buffer of exactly its size; only `out` and scratch may be written; addresses of what a
-    caller provides are off by `skew` elements from 64-byte alignment. Scratch and out begin as garbage.
+    caller provides are off by `skew` elements from 64-byte alignment. Scratch and out begin as garbage, but
+    `in_place`, out is the first tensor.
     """
     mem = Memory()
-    out = np.full(low.y_shape, 0x5A, np.dtype(y_dtype))
+    out = tensors[0] if in_place else np.full(low.y_shape, 0x5A, np.dtype(y_dtype))
     args = np.zeros(ARG_SLOTS, np.int64)
     args[ARG_SRC] = mem.map("x", x, skew=skew * x.itemsize)
     args[ARG_DST] = mem.map("out", out, writable=True, skew=skew * out.itemsize)
     for i, t in enumerate(tensors):
-        args[ARG_TENSORS + i] = mem.map(f"tensor {i}", t, skew=skew * t.itemsize)
+        own = in_place and i == 0
+        args[ARG_TENSORS + i] = args[ARG_DST] if own else mem.map(f"tensor {i}", t, skew=skew * t.itemsize)
     for i, run in enumerate(low.packed.runs):
         args[ARG_WEIGHTS + 2 * i] = mem.map(f"weights {i}", run.weights)
         args[ARG_CONSTS + 2 * i] = mem.map(f"consts {i}", run.consts)
@@ -80,3 +91,28 @@ def emulate(
             total.counts += one.counts
         stats.append(total)
     return Emulated(mem.array("out"), tuple(stats))
+
+
+def check_emulated(case: Case, tier: str, *, in_place: bool = False) -> Lowered:
+    """Run a case on the emulator and compare it bit for bit with what must come out."""
+    op = case.operator("reference")
+    x = case.source()
+    tensors = case.tensors(out_shape(op, case))
+    want = expected(case, op, x, tensors)
+    low = lower(op, case.x, case.src, tier)
+    got = emulate(low, x, want.dtype, tensors, skew=case.seed % 5, in_place=in_place).y
+    assert_same_bits(got, want, (case, tier, [key.name for key in low.keys]))
+    return low
+
+
+@contextmanager
+def fine_grid(step_macs: int = 64, strip_bytes: int = 256) -> Iterator[None]:
+    """Cut problems into steps, strips and chunks as if they were large."""
+    old = blocking.MIN_STEP_MACS, blocking.STRIP_BYTES
+    blocking.MIN_STEP_MACS, blocking.STRIP_BYTES = step_macs, strip_bytes
+    blocking.choose_blocking.cache_clear()
+    try:
+        yield
+    finally:
+        blocking.MIN_STEP_MACS, blocking.STRIP_BYTES = old
+        blocking.choose_blocking.cache_clear()
