@@ -46,7 +46,7 @@ class Case:
     padding: Any = 0
     dilation: Any = 1
     groups: int = 1
-    post_ops: PostOps = no_post_ops
+    post_ops: PostOps = field(default=no_post_ops, repr=False)
     sums: tuple[str, ...] = ()
     seed: int = 0
     note: str = field(default="", compare=False)
