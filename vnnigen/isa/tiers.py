@@ -55,7 +55,7 @@ def tier(name: str) -> Tier:
     """Return the tier called `name`; ISAError listing the legal names if there is none."""
     try:
         return _BY_NAME[name.strip().lower()]
-    except KeyError:
+    except (KeyError, AttributeError):
         raise ISAError(f"no instruction-set tier {name!r}; the tiers are {', '.join(_BY_NAME)}") from None
 
 

@@ -52,9 +52,13 @@ class _Conv(Operator):
             raise ShapeError(f"x must have 4 dimensions (batch, channels, height, width), not {np.shape(x)}")
         if out is not None:
             raise ShapeError("out= needs layout='NHWC': an NCHW result is a reordered copy")
-        inner = tuple(np.ascontiguousarray(t.transpose(0, 2, 3, 1)) for t in tensors)
-        y = super().__call__(np.ascontiguousarray(x.transpose(0, 2, 3, 1)), None, inner)
+        y = super().__call__(np.ascontiguousarray(x.transpose(0, 2, 3, 1)), None, tensors)
         return np.ascontiguousarray(y.transpose(0, 3, 1, 2))
+
+    def _inner(self, tensor: Array) -> Array:
+        """A tensor of a Sum, in NHWC."""
+        nchw = self._nchw and isinstance(tensor, np.ndarray) and tensor.ndim == 4
+        return tensor.transpose(0, 2, 3, 1) if nchw else tensor
 
 
 def _weights(w: Any, dtype: type[np.generic], groups: Any, stride: Any, dilation: Any) -> Weights:

@@ -23,6 +23,7 @@ class _Gemm(Operator):
     """What int8 and f32 GEMM share. Weights are kept as [n, k, 1, 1]."""
 
     _op = "gemm"
+    names = ("a", "b")
 
     def _problem(self, shape: tuple[int, ...], src: DType) -> GemmProblem:
         n, k = self._weights.values.shape[:2]
@@ -73,7 +74,7 @@ class GemmInt8(_Gemm):
         weights = _weights(b, np.int8)
         q = make_quantization(
             int(b.shape[1]), x_scale=a_scale, x_zp=a_zero_point, w_scale=b_scale, w_zp=b_zero_point, y_scale=y_scale,
-            y_zp=y_zero_point, bias=bias, post_ops=as_post_ops(post_ops), out_dtype=out_dtype,
+            y_zp=y_zero_point, bias=bias, post_ops=as_post_ops(post_ops), out_dtype=out_dtype, names=self.names,
         )  # fmt: skip
         _check_output(q)
         bias_s32 = weights.bias if q.bias_s32 is None else q.bias_s32

@@ -86,25 +86,29 @@ def check_bias(bias: Any, n: int, f32: bool) -> tuple[NDArray[np.int32] | None, 
     if array.dtype in (np.float32, np.float64):
         if not np.isfinite(array).all():
             raise QuantizationError("bias has values that are not finite")
-        return None, np.ascontiguousarray(array, dtype=np.float32)
+        with np.errstate(over="ignore"):  # `fold` reports infinities
+            return None, np.ascontiguousarray(array, dtype=np.float32)
     wanted = "float32" if f32 else "int32 (in units of x_scale*w_scale) or float32"
     raise DTypeError(f"bias must be {wanted}, not {array.dtype}")
 
 
 def make_quantization(
     n: int, *, x_scale: Any, x_zp: Any, w_scale: Any, w_zp: Any, y_scale: Any, y_zp: Any, bias: Any,
-    post_ops: Sequence[PostOp], out_dtype: Any,
+    post_ops: Sequence[PostOp], out_dtype: Any, names: tuple[str, str] = ("x", "w"),
 ) -> Quantization:  # fmt: skip
-    """Check and normalise the arguments of an int8 operator with `n` output channels."""
+    """Check and normalise the arguments of an int8 operator with `n` output channels; `names` as in `Operator`."""
     out = dtype_name(out_dtype, "out_dtype", ("u8", "s8", "s32", "f32"))
     bias_s32, bias_f32 = check_bias(bias, n, f32=False)
     # The range of a source zero point depends on the source's type, which is known at the first call.
     zp = np.asarray(x_zp)
     if zp.shape != () or zp.dtype.kind not in "iu" or not -128 <= int(zp) <= 255:
-        raise QuantizationError(f"x_zero_point must be one integer in the range of the source's type, not {x_zp!r}")
-    scale = float(check_scale(x_scale, "x_scale"))
-    w_scales = check_scale(w_scale, "w_scale", n)
-    w_zeros = np.broadcast_to(np.asarray(check_zero_point(w_zp, "s8", "w_zero_point", n), dtype=np.int64), (n,))
+        raise QuantizationError(
+            f"{names[0]}_zero_point must be one integer in the range of the source's type, not {x_zp!r}"
+        )
+    scale = float(check_scale(x_scale, f"{names[0]}_scale"))
+    w_scales = check_scale(w_scale, f"{names[1]}_scale", n)
+    w_zp = check_zero_point(w_zp, "s8", f"{names[1]}_zero_point", n)
+    w_zeros = np.broadcast_to(np.asarray(w_zp, dtype=np.int64), (n,))
     ops = as_post_ops(post_ops)
     return Quantization(
         scale, int(zp), w_scales, w_zeros if w_zeros.any() else None,
@@ -114,6 +118,8 @@ def make_quantization(
 
 def as_post_ops(post_ops: Any) -> tuple[PostOp, ...]:
     """A tuple of post-ops; DTypeError for anything else, ShapeError for too many tensors."""
+    if not isinstance(post_ops, (PostOp, tuple, list)):
+        raise DTypeError(f"post_ops must be a post-operation or a sequence of them, not {post_ops!r}")
     ops = (post_ops,) if isinstance(post_ops, PostOp) else tuple(post_ops)
     for op in ops:
         if not isinstance(op, PostOp):
@@ -128,6 +134,8 @@ class Operator:
 
     #: Types a source may have.
     sources: tuple[DType, ...]
+    #: What users call the source and the weights; messages speak of them.
+    names = ("x", "w")
 
     def __init__(self, weights: Weights, q: Quantization, isa: str | None) -> None:
         """Keep the operator's parts and choose its tier; packing waits for the first source."""
@@ -153,6 +161,10 @@ class Operator:
     def _reference(self, plan: Plan, x: Array, tensors: Sequence[Array]) -> Array:
         raise NotImplementedError
 
+    def _inner(self, tensor: Array) -> Array:
+        """A tensor as the user gives it, in the layout that is computed."""
+        return tensor
+
     # Preparation.
 
     def _prepare(self, src: DType) -> Prepared:
@@ -163,7 +175,7 @@ class Operator:
         n = int(w.values.shape[0])
         bound = None
         if src != "f32":
-            check_zero_point(q.x_zp, src, "x_zero_point")
+            check_zero_point(q.x_zp, src, f"{self.names[0]}_zero_point")
             bound = acc_bound(w.values, src, q.x_zp, w_zero_point=0 if q.w_zp is None else q.w_zp, bias=q.bias_s32)
         epilogue = fold(
             n=n, x_scale=q.x_scale, w_scale=q.w_scale, bias_f32=q.bias_f32, post_ops=q.post_ops, out=q.out,
@@ -179,7 +191,7 @@ class Operator:
     _op = "op"
 
     def _plan(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Plan:
-        src = dtype_name(dtype, "x", self.sources)
+        src = dtype_name(dtype, self.names[0], self.sources)
         problem = self._problem(shape, src)
         prepared = self._prepare(src)
         bound = None
@@ -197,23 +209,21 @@ class Operator:
         try:
             plan = self._plans.get((x.shape, x.dtype))
         except AttributeError:
-            raise DTypeError(f"the source must be a NumPy array, not {type(x).__name__}") from None
+            raise DTypeError(f"{self.names[0]} must be a NumPy array, not {type(x).__name__}") from None
         if plan is None:
             if not isinstance(x, np.ndarray):
-                raise DTypeError(f"the source must be a NumPy array, not {type(x).__name__}")
+                raise DTypeError(f"{self.names[0]} must be a NumPy array, not {type(x).__name__}")
             plan = self._plan(x.shape, x.dtype)
         self._last = plan
         if not x.flags.c_contiguous:
             x = np.ascontiguousarray(x)
-        if plan.tensors:
-            operands = self._operands(plan, out, tensors)
-        elif len(tensors):
-            raise ShapeError(f"{len(tensors)} tensors were given, but no Sum post-op needs one")
         if out is None:
             y: Array = np.empty(plan.y_shape, plan.y_dtype)
         else:
             self._check_out(plan, x, out)
             y = out
+        if plan.tensors or tensors.__class__ is not tuple or tensors:
+            operands = self._operands(plan, out, tensors)
         if plan.bound is None:
             y[...] = self._reference(plan, x, operands if plan.tensors else ())
         elif plan.tensors:
@@ -227,6 +237,8 @@ class Operator:
 
     def _operands(self, plan: Plan, out: Array | None, tensors: Sequence[Array]) -> list[Array]:
         """The tensors of all Sum post-ops, in order, checked: their own, the call's, or `out`."""
+        if not isinstance(tensors, (tuple, list)):
+            raise DTypeError(f"tensors must be a tuple or list of arrays, not {type(tensors).__name__}")
         given = iter(tensors)
         free = sum(op.tensor is None for op in self._sums)
         if len(tensors) not in (0, free):
@@ -234,7 +246,8 @@ class Operator:
         result = []
         specs = [s for s in plan.prepared.epilogue.spec.steps if s.tensor is not None]
         for op, spec in zip(self._sums, specs, strict=True):
-            tensor = op.tensor if op.tensor is not None else next(given, out)
+            tensor = op.tensor if op.tensor is not None else next(given, None)
+            tensor = out if tensor is None else self._inner(tensor)
             if tensor is None:
                 raise ShapeError("a Sum post-op without a tensor adds to `out`: pass out= or tensors=")
             if not isinstance(tensor, np.ndarray) or tensor.dtype != NUMPY[spec.tensor or "f32"]:
