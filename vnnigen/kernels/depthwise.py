@@ -30,7 +30,7 @@ from vnnigen.kernels.geometry import Geometry
 from vnnigen.kernels.layout import ConstLayout
 from vnnigen.kernels.mac import CHAIN_EXACT, CHAIN_FAST, FMA, VNNI, Mac, MacStream, TierCode
 from vnnigen.kernels.nest import LoopNest, NestKey
-from vnnigen.kernels.packed import PackedRun, Weights
+from vnnigen.kernels.packed import PackedRun, Weights, as_element
 from vnnigen.kernels.packing import (
     Array,
     Columns,
@@ -374,6 +374,7 @@ def pack(op: str, w: Weights, tier: TierCode, src: DType, x_zp: int, epilogue: E
     win = Window(*w.window) if w.window else Window(1, 1, 1, 1, 1, 1)
     taps = w.values.reshape(w.values.shape[0], *w.values.shape[2:])
     mac = _choose_mac(w, taps, win, tier)
+    taps = as_element(taps, mac)
     size, block = mac.k_per_dword, mac.k_per_dword * tier.lanes
     if mac is CHAIN_EXACT:
         taps = taps.astype(np.int16)
@@ -412,7 +413,7 @@ def pack(op: str, w: Weights, tier: TierCode, src: DType, x_zp: int, epilogue: E
 
 
 def _choose_mac(w: Weights, taps: Array, win: Window, tier: TierCode) -> Mac:
-    if taps.dtype == np.float32:
+    if taps.dtype.name in ("float32", "bfloat16"):
         return FMA
     if w.zero_point is not None:
         return CHAIN_EXACT

@@ -19,6 +19,8 @@ from vnnigen.kernels.layout import ConstLayout
 from vnnigen.kernels.mac import Mac, TierCode
 
 Reg = Any
+#: Instructions that widen source elements to what is multiplied (bf16 is then shifted into the upper half of f32).
+WIDEN = {("u8", "s16"): "vpmovzxbw", ("s8", "s16"): "vpmovsxbw", ("bf16", "f32"): "vpmovzxwd"}
 #: Bytes that stores and dword reads may run past the last scratch row.
 SLACK = 128
 
@@ -74,7 +76,7 @@ class CopyStage:
 
     def __init__(self, a: Assembler, tier: TierCode, g: Geometry, mac: Mac, lay: ConstLayout, rows: ScratchRows):
         self.a, self.tier, self.g, self.mac, self.lay, self.rows = a, tier, g, mac, lay, rows
-        self.widen = {("u8", "s16"): "vpmovzxbw", ("s8", "s16"): "vpmovsxbw"}.get((g.src, mac.element))
+        self.widen = WIDEN.get((g.src, mac.element))
         self.shift = g.src == "s8" and mac.element == "u8"
 
     def emit(self, r: CopyRegs) -> None:
@@ -93,7 +95,7 @@ class CopyStage:
             k = None
             if self.tier.masks and source_bytes % unit:
                 k = a.kreg("row_tail")
-                set_mask(a, k, source_bytes % unit, r.limit)
+                set_mask(a, k, source_bytes % unit // (SRC_BYTES[self.g.src] if self.widen else 1), r.limit)
             a.mov(r.limit, self.g.h)
             a.mov(r.count, rows.rows)
             with a.loop(r.count):
@@ -158,7 +160,7 @@ class CopyStage:
         a = self.a
         masked = {} if k is None else {"mask": k, "zero": True}
         if self.widen:
-            getattr(a, self.widen)(v, src, **masked)
+            self._widen(v, src, **masked)
         elif k is not None:
             a.vmovdqu8(v, src, **masked)
         else:
@@ -166,6 +168,12 @@ class CopyStage:
         if flip is not None:
             a.vxorps(v, v, flip)
         a.vmovups(dst, v)
+
+    def _widen(self, v: Reg, src: Any, **masked: Any) -> None:
+        """Widen source elements; a bf16 is the upper half of the f32 of the same value."""
+        getattr(self.a, self.widen or "")(v, src, **masked)
+        if self.g.src == "bf16":
+            self.a.vpslld(v, v, 16)
 
     def _tail(
         self,
@@ -191,7 +199,7 @@ class CopyStage:
             n = min(16, tail - start)
             load_bytes(self.a, regs[0].xmm, src + start, n)
             if self.widen:
-                getattr(self.a, self.widen)(regs[0], regs[0].xmm)
+                self._widen(regs[0], regs[0].xmm)
             if flip is not None:
                 self.a.vxorps(regs[0], regs[0], flip)
             self.a.vmovups(dst + start * (vb // unit), regs[0])

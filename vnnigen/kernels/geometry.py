@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from vnnigen.kernels.mac import Mac
 from vnnigen.kernels.problem import ConvProblem, GemmProblem
 
-SRC_BYTES = {"u8": 1, "s8": 1, "f32": 4}
+SRC_BYTES = {"u8": 1, "s8": 1, "bf16": 2, "f32": 4}
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ class Mac:
     """One way to multiply and accumulate a dword of K.
 
     `element` is what the source row holds when it is multiplied: "u8" (s8 sources are shifted by +128 into it,
-    the shift is compensated at packing), "s16" (bytes widened when the row is copied to scratch) or "f32".
+    the shift is compensated at packing), "s8" as it is (tiles), "s16" (bytes widened when the row is copied to
+    scratch), "bf16" or "f32" (a bf16 source is widened when it is copied).
     `multiply(a, dst, src, weights, ones)` adds to `dst`, or, where `accumulate(a, acc, product)` is given, replaces it.
     `ones` says that `multiply` needs a register of 16-bit ones. `lag` is how many products stay unadded, by vector
     width: the additions of a chain are emitted that many steps after their multiplications. Additions may go to any
@@ -48,7 +49,7 @@ class Mac:
     @property
     def k_per_dword(self) -> int:
         """K elements in one dword: 4 bytes, 2 words or 1 float."""
-        return {"u8": 4, "s16": 2, "f32": 1}[self.element]
+        return {"u8": 4, "s8": 4, "s16": 2, "bf16": 2, "f32": 1}[self.element]
 
     @property
     def element_bytes(self) -> int:
@@ -58,7 +59,7 @@ class Mac:
     @property
     def acc(self) -> str:
         """Type of the accumulator: "s32" or "f32"."""
-        return "f32" if self.element == "f32" else "s32"
+        return "f32" if self.element in ("f32", "bf16") else "s32"
 
     def temps(self, bits: int) -> int:
         """Vector registers needed besides accumulators, weights and broadcast."""
@@ -109,6 +110,22 @@ def _fma(a: Assembler, acc: Vec, src: Vec, w: Vec, _ones: Vec) -> None:
     a.vfmadd231ps(acc, src, w)
 
 
+def _vdpbf16ps(a: Assembler, acc: Vec, src: Vec, w: Vec, _ones: Vec) -> None:
+    a.vdpbf16ps(acc, src, w)
+
+
+def _tdpbusd(a: Assembler, acc: Vec, src: Vec, w: Vec, _ones: Vec) -> None:
+    a.tdpbusd(acc, src, w)
+
+
+def _tdpbssd(a: Assembler, acc: Vec, src: Vec, w: Vec, _ones: Vec) -> None:
+    a.tdpbssd(acc, src, w)
+
+
+def _tdpbf16ps(a: Assembler, acc: Vec, src: Vec, w: Vec, _ones: Vec) -> None:
+    a.tdpbf16ps(acc, src, w)
+
+
 def _maddubsw(a: Assembler, product: Vec, src: Vec, w: Vec, ones: Vec) -> None:
     # Exact only for chain-safe weights: VPMADDUBSW saturates its pair sums (Intel SDM vol. 2, PMADDUBSW).
     a.vpmaddubsw(product, src, w)
@@ -133,7 +150,15 @@ CHAIN_FAST = Mac("fast", "u8", 1.0, 1, _maddubsw, _add, ones=True, lag512=3, lag
 CHAIN_EXACT = Mac("exact", "s16", 0.5, 1, _maddwd, _add, lag512=11, lag256=5)
 FMA = Mac("fma", "f32", 0.5, 4, _fma)
 
-MACS: dict[str, Mac] = {m.name: m for m in (VNNI, CHAIN_FAST, CHAIN_EXACT, FMA)}
+BF16 = Mac("bf16", "bf16", 0.5, 6, _vdpbf16ps)
+#: Tile instructions by source type; `cost` and `latency` mean nothing for them.
+AMX: dict[str, Mac] = {
+    "u8": Mac("amx", "u8", 0.5, 1, _tdpbusd),
+    "s8": Mac("amx", "s8", 0.5, 1, _tdpbssd),
+    "bf16": Mac("amx", "bf16", 0.5, 1, _tdpbf16ps),
+}
+
+MACS: dict[str, Mac] = {m.name: m for m in (VNNI, CHAIN_FAST, CHAIN_EXACT, FMA, BF16)}
 
 
 @dataclass(frozen=True)

@@ -51,9 +51,9 @@ class NestKey:
     def name(self) -> str:
         """The kernel's name, which says what it is: operation, types, tile, tier and chain."""
         b = self.blocking
-        weights = "f32" if self.mac.element == "f32" else "s8"
-        chain = "" if self.mac.name in ("vnni", "fma") else f"-{self.mac.name}"
-        types = "f32" if weights == "f32" else f"{self.g.src}{weights}{self.spec.out}"
+        weights = self.g.src if self.mac.acc == "f32" else "s8"
+        chain = "" if self.mac.name in ("vnni", "amx") or self.g.src == "f32" else f"-{self.mac.name}"
+        types = self.g.src if self.spec.out == weights else f"{self.g.src}{weights}{self.spec.out}"
         return f"{self.op}-{types}-{b.mr}x{b.nr * self.tier.lanes}-{self.tier.name}{chain}"
 
     @property

@@ -17,7 +17,7 @@ from vnnigen.kernels.blocking import choose_blocking
 from vnnigen.kernels.epilogue import Epilogue
 from vnnigen.kernels.geometry import Geometry
 from vnnigen.kernels.layout import ConstLayout
-from vnnigen.kernels.mac import CHAIN_EXACT, CHAIN_FAST, FMA, VNNI, Mac, TierCode
+from vnnigen.kernels.mac import BF16, CHAIN_EXACT, CHAIN_FAST, FMA, VNNI, Mac, TierCode
 from vnnigen.kernels.nest import NestKey, register_need
 from vnnigen.kernels.packing import (
     Array,
@@ -60,6 +60,12 @@ class Weights:
     def k(self) -> int:
         """Multiply-accumulates of one output."""
         return int(np.prod(self.values.shape[1:]))
+
+    @property
+    def run_elements(self) -> int:
+        """Elements of one run of K."""
+        _, icg, _, kw = self.values.shape
+        return int(kw * icg) if self.merged else int(icg)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,10 +122,17 @@ def _columns_of(g: Geometry, run: Run) -> Geometry:
     return g if run.stop - run.start == g.n else replace(g, n=run.stop - run.start)
 
 
+def as_element(values: Array, mac: Mac) -> Array:
+    """Weights in the type that is multiplied; bf16 as its bits, which NumPy can pad and reshape."""
+    if values.dtype.name != "bfloat16":
+        return values
+    return values.astype(np.float32) if mac.element == "f32" else values.view(np.uint16)
+
+
 def plan_runs(w: Weights, tier: TierCode) -> list[tuple[Run, Mac]]:
     """Which columns use which mac on this tier."""
     whole = Run(0, w.columns, True)
-    if w.values.dtype == np.float32:
+    if w.values.dtype.name in ("float32", "bfloat16"):
         return [(whole, FMA)]
     if tier.vnni:
         return [(whole, VNNI)]
@@ -129,15 +142,37 @@ def plan_runs(w: Weights, tier: TierCode) -> list[tuple[Run, Mac]]:
     return [(r, CHAIN_FAST if r.safe else CHAIN_EXACT) for r in runs]
 
 
+def pack_dot(op: str, w: Weights, tier: TierCode, src: DType, x_zp: int, epilogue: Epilogue) -> Packed:
+    """Pack bf16 weights for VDPBF16PS."""
+    whole = Run(0, w.columns, True)
+    return Packed(op, tier, src, epilogue, (pack_run(w, tier, src, x_zp, epilogue, whole, BF16, BF16.k_per_dword),))
+
+
+def dot_why_not(w: Weights, tier: TierCode) -> str | None:
+    """None where VDPBF16PS can compute these weights."""
+    if w.values.dtype.name != "bfloat16":
+        return "not bf16"
+    if not tier.bf16:
+        return f"{tier.name} has no VDPBF16PS"
+    if w.run_elements % 2:
+        return f"runs of {w.run_elements} values end inside a pair: what follows could be NaN, and 0 * NaN is NaN"
+    return None
+
+
 def pack(op: str, w: Weights, tier: TierCode, src: DType, x_zp: int, epilogue: Epilogue) -> Packed:
     """Pack weights for `tier` and sources of type `src` with zero point `x_zp`."""
-    runs = tuple(_pack_run(w, tier, src, x_zp, epilogue, run, mac) for run, mac in plan_runs(w, tier))
+    runs = tuple(
+        pack_run(w, tier, src, x_zp, epilogue, run, mac, mac.k_per_dword) for run, mac in plan_runs(w, tier)
+    )
     return Packed(op, tier, src, epilogue, runs)
 
 
-def _pack_run(w: Weights, tier: TierCode, src: DType, x_zp: int, epilogue: Epilogue, run: Run, mac: Mac) -> PackedRun:
+def pack_run(
+    w: Weights, tier: TierCode, src: DType, x_zp: int, epilogue: Epilogue, run: Run, mac: Mac, quantum: int
+) -> PackedRun:
+    """Pack a range of columns; runs of K are filled up to multiples of `quantum` elements."""
     columns = slice(run.start, run.stop)
-    ordered = k_order(w.values, w.groups, w.merged)
+    ordered = k_order(as_element(w.values, mac), w.groups, w.merged)
     shift = 128 if src == "s8" and mac.element == "u8" else 0
     zps = None if w.zero_point is None else w.zero_point.reshape(w.groups, w.columns)
     folded = mac.element == "s16" and zps is not None
@@ -145,8 +180,8 @@ def _pack_run(w: Weights, tier: TierCode, src: DType, x_zp: int, epilogue: Epilo
         ordered = ordered.astype(np.int16)
         if zps is not None:
             ordered = ordered - zps.astype(np.int16)[:, :, None, None]
-    panels = pack_panels(pad_runs(ordered, mac.k_per_dword)[:, columns], mac.k_per_dword, tier.lanes)
-    if mac.element == "f32":
+    panels = pack_panels(pad_runs(ordered, quantum)[:, columns], mac.k_per_dword, tier.lanes)
+    if mac.acc == "f32":
         start: Array = w.bias.astype(np.float32).reshape(w.groups, w.columns)
     else:
         sums = w.values.astype(np.int64).reshape(w.groups, w.columns, -1).sum(axis=2)

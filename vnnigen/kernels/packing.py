@@ -162,8 +162,8 @@ def fill_constants(
 
 def pad_vector(mac: Mac, x_zp: int, shift: int) -> Array:
     """One element of what spatial padding holds, in the type that is multiplied."""
-    if mac.element == "f32":
+    if mac.acc == "f32":
         return np.zeros(1, dtype=np.float32)
     if mac.element == "s16":
         return np.array([x_zp], dtype=np.int16)
-    return np.array([x_zp + shift], dtype=np.uint8)
+    return np.array([x_zp + shift], dtype=np.int8 if mac.element == "s8" else np.uint8)
