@@ -344,18 +344,20 @@ def test_big_endian_is_converted_or_refused(isa: str) -> None:
     assert np.array_equal(got, v.conv_f32(x, w, isa=isa))
 
 
+@pytest.mark.parametrize("bias_type", [np.int32, np.float32])
 @pytest.mark.parametrize("isa", v.tiers()[-2:])
-def test_a_handle_keeps_what_it_was_given(isa: str) -> None:
-    """Weights, bias and scales are copied: what the caller does with his arrays later changes nothing."""
-    w, bias, scale = W.copy(), np.arange(3, dtype=np.int32), np.array([1.0, 2.0, 3.0])
-    zeros = np.array([1, 2, 3])
-    op = v.Conv2dInt8(w, bias, y_scale=100.0, w_scale=scale, w_zero_point=zeros, isa=isa)
-    want = conv(bias=np.arange(3, dtype=np.int32), w_scale=[1, 2, 3], w_zero_point=[1, 2, 3], isa=isa)
-    w[:], bias[:], scale[:], zeros[:] = 0, 0, 1, 0
-    assert np.array_equal(op(X), want)
-    assert np.array_equal(op(X.view(np.int8)), conv(
-        x=X.view(np.int8), bias=np.arange(3, dtype=np.int32), w_scale=[1, 2, 3], w_zero_point=[1, 2, 3], isa=isa
-    ))  # fmt: skip
+def test_a_handle_keeps_what_it_was_given(isa: str, bias_type: Any) -> None:
+    """Weights, bias, scales and zero points are copied: what the caller does with his arrays changes nothing."""
+    given = {
+        "w": W.copy(), "bias": np.array([5000, -9000, 700], bias_type), "w_scale": np.array([1.0, 2.0, 3.0]),
+        "w_zero_point": np.array([1, 2, 3]),
+    }  # fmt: skip
+    same = {name: array.copy() for name, array in given.items()}
+    op = v.Conv2dInt8(**given, out_dtype=np.float32, isa=isa)
+    for array in given.values():
+        array[...] = 1
+    for x in (X, X.view(np.int8)):
+        assert np.array_equal(op(x), v.conv_int8(x, **same, out_dtype=np.float32, isa=isa))
 
 
 def test_a_failed_call_leaves_a_handle_usable() -> None:

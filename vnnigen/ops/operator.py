@@ -75,19 +75,19 @@ class Plan:
 
 
 def check_bias(bias: Any, n: int, f32: bool) -> tuple[NDArray[np.int32] | None, NDArray[np.float32] | None]:
-    """Split a bias into (s32, f32), exactly one of which may be set. ShapeError or DTypeError if it fits neither."""
+    """Copy a bias into (s32, f32), exactly one of which may be set. ShapeError or DTypeError if it fits neither."""
     if bias is None:
         return None, None
     array = np.asarray(bias)
     if array.shape != (n,):
         raise ShapeError(f"bias must have shape ({n},), one value per output channel, not {array.shape}")
     if array.dtype == np.int32 and not f32:
-        return np.ascontiguousarray(array), None
+        return array.copy(), None
     if array.dtype in (np.float32, np.float64):
         if not np.isfinite(array).all():
             raise QuantizationError("bias has values that are not finite")
         with np.errstate(over="ignore"):  # `fold` reports infinities
-            return None, np.ascontiguousarray(array, dtype=np.float32)
+            return None, array.astype(np.float32)
     wanted = "float32" if f32 else "int32 (in units of x_scale*w_scale) or float32"
     raise DTypeError(f"bias must be {wanted}, not {array.dtype}")
 
