@@ -102,7 +102,8 @@ def _known_kind(kind: str) -> bool:
 @cache
 def all_codes() -> dict[str, list[int]]:
     """iced's codes of each registered mnemonic that the harness can execute."""
-    known = {i.mnemonic for i in MNEMONICS.values() if i.kind != "control" and i.mnemonic not in ("push", "pop")}
+    executed = (i for i in MNEMONICS.values() if i.kind not in ("control", "tile"))
+    known = {i.mnemonic for i in executed} - {"push", "pop"}
     names = sorted(n for n in dir(Code) if n.isupper())
     found: dict[str, list[int]] = {m: [] for m in sorted(known)}
     for code in (getattr(Code, n) for n in names):

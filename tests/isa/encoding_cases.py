@@ -26,6 +26,7 @@ BITS = {"XMM": 128, "YMM": 256, "ZMM": 512}
 BASES = ("rax", "rsp", "rbp", "rsi", "r8", "r12", "r13", "r15")
 DISPLACEMENTS = (0, 8, 64, -64, 127, -128, 128, 8128, -8192, 8192, 0x12345678, -0x12345678)
 INDEXES = ((None, 1), ("rcx", 1), ("rbp", 2), ("r12", 4), ("r13", 8), (None, 1), ("rax", 8))
+STRIDES = (("rcx", 1), ("rbp", 1), ("r13", 2), ("rax", 4), ("r12", 8))  # of tile rows: an index is mandatory
 NAMES = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)))
 IMMEDIATES = {
     "IMM8": (5, 127, -2, 200),
@@ -69,6 +70,8 @@ class Case:
             return o.asm
         index = "" if o.index is None else f"+{o.index.asm}*{o.scale}"
         address = f"[{o.base.asm}{index}{o.disp:+d}]"
+        if self.mnemonic in ("ldtilecfg", "sttilecfg"):
+            return address  # as has no name for the width of 64 bytes
         if o.bcast:
             return f"{PTR[self.element]} BCST {address}{{1to{self.bits // self.element}}}"
         return (f"{PTR[self.bits]} PTR " if self.bits else "") + address
@@ -105,7 +108,7 @@ class Operands:
         return Vec(self.pick((0, 5, 7, 8, 12, 15)) + (0 if low else 16), BITS[slot[:3]])
 
     def memory(self, slot: str, bcast: bool) -> Mem:
-        index, scale = self.pick(INDEXES)
+        index, scale = self.pick(STRIDES if slot == "SIBMEM" else INDEXES)
         if "VSIB" in slot:
             register: Reg | None = Vec(self.pick((0, 7, 9, 15)), BITS[slot[-1] + "MM"])
             scale = self.pick((1, 2, 4, 8))

@@ -77,12 +77,19 @@ def find_insn(ins: Instruction) -> Insn:
 class Emulator:
     """One kernel, ready to be called any number of times with buffers of one `Memory`."""
 
-    def __init__(self, code: CodeLike, memory: Memory, *, poison: bool = True) -> None:
+    def __init__(
+        self, code: CodeLike, memory: Memory, *, poison: bool = True, tile_config: bytes | None = None
+    ) -> None:
         """Map the code (readable, as constants live in it) and a stack; decode all instructions.
 
-        `poison` fills all registers and the stack with garbage at each call's entry.
+        `poison` fills all registers and the stack with garbage at each call's entry. `tile_config` is the AMX
+        configuration (64 bytes) that the caller has loaded before each call, None if tiles are not configured;
+        the kernel must leave it so. Raises EmulatorError if the processor would refuse the configuration.
         """
         self.code, self.memory, self.machine, self._poison = code, memory, Machine(memory), poison
+        if tile_config is not None:
+            self.machine.tiles.configure(tile_config)
+        self._tile_config = self.machine.tiles.config
         names = (f"code of {code.name}" + f" ({i})" * (i > 0) for i in count())
         name = next(n for n in names if n not in memory)
         self._base = memory.map(name, code.data)
@@ -106,6 +113,7 @@ class Emulator:
         its offset in the code and its line of the listing.
         """
         m = self.machine
+        m.tiles.configure(self._tile_config)
         if self._poison:
             m.poison()
             self._stack.data[:] = 0xCC
@@ -185,6 +193,8 @@ class Emulator:
             raise EmulatorError("ret does not find the caller's address: unbalanced push and pop?")
         executed = [ins for ins, hits in zip(self._instructions, self._hits, strict=True) if hits]
         m.check_return(self._entry_gpr, any(map(_is_wide, executed)))
+        if m.tiles.config != self._tile_config:
+            raise EmulatorError("the tile configuration at ret is not the caller's: reload or TILERELEASE it")
         # Clear values are not enough for the processor: nothing wide may come between VZEROUPPER and RET.
         for ins in reversed(self._instructions[:at]):
             if ins.mnemonic == Mnemonic.VZEROUPPER:

@@ -8,6 +8,7 @@ What is particular to an instruction is in its table entry.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from vnnigen.isa.operands import (
     is_vector,
     number,
     setter,
+    strided,
     width,
 )
 
@@ -43,6 +45,8 @@ def compile_step(m: Machine, ins: Instruction, insn: Insn) -> Step:
         raise EmulatorError("embedded rounding and {sae} are not supported")
     if insn.kind == "vector":
         return _Vector(m, ins, insn).step()
+    if insn.kind == "tile":
+        return _tile_step(m, ins, insn)
     return _integer_step(m, ins, insn)
 
 
@@ -72,6 +76,21 @@ def _integer_step(m: Machine, ins: Instruction, insn: Insn) -> Step:
         a, b = get
         return lambda: put(meaning(context, bits, a(), b()))
     return lambda: put(meaning(context, bits, *[g() for g in get]))
+
+
+def _tile_step(m: Machine, ins: Instruction, insn: Insn) -> Step:
+    get: list[Getter] = []
+    for op in range(ins.op_count):
+        if not is_memory(ins, op):
+            get.append(partial(number, ins.op_register(op)))
+        elif ins.op_count > 1:
+            get += strided(m, ins)
+        else:
+            get.append(address(m, ins))
+    meaning = insn.meaning
+    if not any(is_memory(ins, op) for op in range(ins.op_count)):
+        return partial(meaning, m, *[g() for g in get])
+    return lambda: meaning(m, *[g() for g in get])
 
 
 class _Vector:

@@ -50,9 +50,10 @@ _FEATURE_NAMES = {int(value): name.lower() for name, value in _constants(CpuidFe
 
 # The kinds of our operands that an operand slot of the opcode tables takes.
 _VECTORS = {f"{c.upper()}MM": c for c in "xyz"}
+_MEM = frozenset({"m", "mi"})
 _SLOTS: dict[str, frozenset[str]] = {
-    "MEM": frozenset({"m"}),
-    "SIBMEM": frozenset({"m"}),
+    "MEM": _MEM,
+    "SIBMEM": frozenset({"mi"}),
     "CL": frozenset({"cl"}),
     "IMM8": frozenset({"i8", "u8"}),
     "IMM8SEX16": frozenset({"i8"}),
@@ -63,18 +64,18 @@ _SLOTS: dict[str, frozenset[str]] = {
     "IMM32SEX64": frozenset({"i8", "u8", "i16", "i32"}),
     "IMM64": frozenset({"i8", "u8", "i16", "i32", "u32", "i64"}),
     "BR64_4": frozenset({"L"}),
-    "K_OR_MEM": frozenset({"k", "k0", "m"}),
+    "K_OR_MEM": _MEM | {"k", "k0"},
 }
 _SLOTS |= {f"K_{s}": frozenset({"k", "k0"}) for s in ("REG", "RM", "VVVV")}
 _SLOTS |= {f"TMM_{s}": frozenset({"t"}) for s in ("REG", "RM", "VVVV")}
 for _n in (8, 16, 32, 64):
     _own = frozenset({"r8", "cl"}) if _n == 8 else frozenset({f"r{_n}"})
     _SLOTS |= {f"R{_n}_{s}": _own for s in ("REG", "RM", "OPCODE", "VVVV")}
-    _SLOTS[f"R{_n}_OR_MEM"] = _own | {"m"}
+    _SLOTS[f"R{_n}_OR_MEM"] = _own | _MEM
     _SLOTS[f"R{_n}_REG_MEM"] = _own
 for _mm, _c in _VECTORS.items():
     _SLOTS |= {f"{_mm}_{s}": frozenset({_c, _c + "h"}) for s in ("REG", "RM", "VVVV")}
-    _SLOTS[f"{_mm}_OR_MEM"] = frozenset({_c, _c + "h", "m", "mb"})
+    _SLOTS[f"{_mm}_OR_MEM"] = _MEM | {_c, _c + "h", "mb"}
     _SLOTS[f"{_mm}_IS4"] = frozenset({_c})
     _SLOTS |= {f"MEM_VSIB{n}{_c.upper()}": frozenset({f"m{_c}", f"m{_c}h"}) for n in (32, 64)}
 
@@ -87,7 +88,7 @@ _KIND_TEXT = {
     "i8": "immediate", "u8": "immediate of 8 bits, unsigned", "i16": "immediate of 16 bits",
     "i32": "immediate of 32 bits", "u32": "immediate of 32 bits, unsigned", "i64": "immediate of 64 bits",
     "k": "mask register", "k0": "mask register", "t": "tile", "L": "label",
-    "m": "memory", "mb": "broadcast memory",
+    "m": "memory", "mi": "memory with an index", "mb": "broadcast memory",
 }  # fmt: skip
 for _c in _VECTORS.values():
     _KIND_TEXT |= {_c: f"{_c}mm", f"{_c}h": f"{_c}mm16-31"}
@@ -266,4 +267,6 @@ def _no_form(
         needs = " or ".join(sorted({"+".join(sorted(c.features)) for c in fitting}))
         return f"{given} needs the CPU features {needs}, which this assembler was not given"
     legal = "\n  ".join(dict.fromkeys(c.text.lower() for c in candidates(mnemonic)))
+    if any("SIBMEM" in c.slots for c in candidates(mnemonic)):
+        legal += "\n(sibmem: memory with an index, the register that holds the distance of rows in bytes)"
     return f"{given} has no encoding; the legal forms are\n  {legal}"

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-Kind = Literal["vector", "integer", "machine", "control"]
+Kind = Literal["vector", "integer", "machine", "tile", "control"]
 Meaning = Callable[..., Any]
 _M = TypeVar("_M", bound=Meaning)
 
@@ -32,6 +32,7 @@ class Insn:
       destination holds are followed by zeros if `cut`.
     - integer: `(flags, bits, *ints)`, unsigned ints (or `signed` ones); returns an int, which may wrap.
     - machine: `(machine, bits, *ints)`, for implicit operands and the stack.
+    - tile: `(machine, *operands)`, see `table.amx`.
     - control: jumps and `ret`: the emulator's loop executes them; for Jcc the meaning is the condition.
 
     The fields:

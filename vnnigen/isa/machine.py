@@ -8,6 +8,7 @@ import numpy.typing as npt
 from vnnigen.errors import EmulatorError
 from vnnigen.isa.flags import Flags
 from vnnigen.isa.memory import Memory
+from vnnigen.isa.tiles import Tiles
 
 RSP = 4
 CALLEE_SAVED = {"rbx": 3, "rsp": RSP, "rbp": 5, "r12": 12, "r13": 13, "r14": 14, "r15": 15}
@@ -18,7 +19,7 @@ _POISON_SEED = 0x7FC0
 
 
 class Machine:
-    """Registers and memory: 16 GPRs and 8 masks as Python ints, 32 vectors as a (32, 64) byte array."""
+    """Registers and memory: 16 GPRs and 8 masks as Python ints, 32 vectors as a (32, 64) byte array, and AMX tiles."""
 
     def __init__(self, memory: Memory) -> None:
         self.memory = memory
@@ -26,10 +27,14 @@ class Machine:
         self.k = [0] * 8
         self.vectors = np.zeros((32, 64), np.uint8)
         self.flags = Flags()
+        self.tiles = Tiles()
         self._lanes: dict[tuple[int, int], npt.NDArray[np.bool_]] = {}
 
     def poison(self) -> None:
-        """Fill every register with garbage: random integers, and vectors whose floats are all NaN."""
+        """Fill every register with garbage: random integers, and vectors whose floats are all NaN.
+
+        Tiles keep their shapes.
+        """
         rng = np.random.default_rng(_POISON_SEED)
         self.gpr[:] = (int(x) for x in rng.integers(2**63, 2**64, 16, np.uint64))
         self.k[:] = (int(x) for x in rng.integers(0, 2**64, 8, np.uint64))
@@ -37,6 +42,7 @@ class Machine:
         words[:, 0::2] = rng.integers(1, 2**16, (32, 16))
         words[:, 1::2] = 0x7FC0 | rng.integers(0, 64, (32, 16))
         self.flags.set(None, None, None, None, None)
+        self.tiles.poison(rng)
 
     def push(self, value: int) -> None:
         """Push a 64-bit value."""

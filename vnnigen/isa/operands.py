@@ -80,6 +80,20 @@ def address(m: Machine, ins: Instruction) -> Getter:
     return lambda: (g[index] * scale + displacement) & M64
 
 
+def strided(m: Machine, ins: Instruction) -> tuple[Getter, Getter]:
+    """Address of row 0 and distance of rows (signed) of a tile load's or store's memory operand."""
+    g, displacement, scale = m.gpr, ins.memory_displacement, ins.memory_index_scale
+    if not RegisterExt.is_gpr64(ins.memory_base) or ins.memory_index == Register.NONE:
+        raise EmulatorError("a tile's memory operand needs a 64-bit base and an index, which holds the stride")
+    base, index = number(ins.memory_base), number(ins.memory_index)
+
+    def stride() -> int:
+        value = g[index] * scale & M64
+        return value - (value >> 63 << 64)
+
+    return (lambda: (g[base] + displacement) & M64), stride
+
+
 def integer(m: Machine, ins: Instruction, op: int, bits: int, signed: bool) -> Getter:
     """Value of an operand, extended from its own size, or from `bits` if it is a k register or immediate."""
     raw, own = _unsigned(m, ins, op, bits)

@@ -4,8 +4,8 @@ All are small immutable values. Each carries `kind`, the short string by which i
 looked up, and `raw`, what iced-x86's constructors take (a register number or a `MemoryOperand`).
 
 Kinds: r8 cl r16 r32 r64, x y z (vectors 0-15), xh yh zh (vectors 16-31, EVEX only), k k0, t (tiles),
-m (memory), mb (memory, broadcast), mx my mz mxh myh mzh (memory with a vector index), each with ":size" if
-the access width is stated; L (label); immediates: see `forms`.
+m (memory), mi (with an index), mb (memory, broadcast), mx my mz mxh myh mzh (memory with a vector index), each
+with ":size" if the access width is stated; L (label); immediates: see `forms`.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ class Mem:
             return "m" + index.kind
         if index.kind != "r64" or index == RSP:
             raise AssemblerError(f"an index must be a 64-bit register other than rsp, not {index.asm}")
-        return "mb" if self.bcast else "m"
+        return "mb" if self.bcast else "mi"
 
     def __add__(self, offset: int) -> Mem:
         """Return the operand `offset` bytes further on."""
