@@ -24,6 +24,11 @@ OUT_BYTES = {"u8": 1, "s8": 1, "s32": 4, "f32": 4}
 EPILOGUE_TEMPS = 3
 
 
+def epilogue_registers(_spec: EpilogueSpec, _tier: TierCode) -> int:
+    """Vector registers that an epilogue needs besides its accumulators."""
+    return EPILOGUE_TEMPS
+
+
 @dataclass
 class Tile:
     """What the epilogue works on: accumulators [pixel][vector] and where their outputs go.
