@@ -14,19 +14,25 @@ import numpy as np
 
 from vnnigen.isa.assembler import Assembler, Mem
 from vnnigen.kernels.emit_common import lane_mask, load_bytes, set_mask, store_bytes
-from vnnigen.kernels.epilogue import EpilogueSpec, StepSpec
+from vnnigen.kernels.epilogue import FLOATS, EpilogueSpec, StepSpec
 from vnnigen.kernels.layout import ARG_DST, ARG_TENSORS, ConstLayout
 from vnnigen.kernels.mac import TierCode
 
 Reg = Any
-OUT_BYTES = {"u8": 1, "s8": 1, "s32": 4, "f32": 4}
+OUT_BYTES = {"u8": 1, "s8": 1, "bf16": 2, "s32": 4, "f32": 4}
+#: Instructions that widen a tensor's elements to 32 bits (a bf16 is then shifted into the upper half).
+WIDEN = {"u8": "vpmovzxbd", "s8": "vpmovsxbd", "bf16": "vpmovzxwd"}
 #: Vector registers every step may use besides the accumulators.
 EPILOGUE_TEMPS = 3
 
 
-def epilogue_registers(_spec: EpilogueSpec, _tier: TierCode) -> int:
-    """Vector registers that an epilogue needs besides its accumulators."""
-    return EPILOGUE_TEMPS
+#: The same for rounding to bf16 without VCVTNEPS2BF16 and without masks.
+ROUND_TEMPS = 4
+
+
+def epilogue_registers(spec: EpilogueSpec, tier: TierCode) -> int:
+    """Vector registers that an epilogue needs besides its accumulators: what blocking must leave free."""
+    return ROUND_TEMPS if spec.out == "bf16" and not tier.bf16 and not tier.masks else EPILOGUE_TEMPS
 
 
 @dataclass
@@ -84,10 +90,17 @@ class Tile:
         return [(i, j) for i in range(len(self.acc)) for j in range(self.nr)]
 
 
+def splat(a: Assembler, tier: TierCode, value: np.int32 | np.float32) -> Mem:
+    """A memory operand with `value` in all lanes: four bytes broadcast, or, without EVEX, a whole vector."""
+    if tier.masks:
+        return a.const(value, align=4).broadcast()
+    return a.const(np.full(tier.lanes, value))
+
+
 def _load_lanes(t: Tile, dst: Reg, mem: Mem, kind: str, lanes: int, k: Reg | None) -> None:
-    """Load `lanes` elements of a tensor as 32-bit lanes: bytes widened, the rest zero."""
+    """Load `lanes` elements of a tensor as 32-bit lanes: integers as s32, bf16 as f32, the rest zero."""
     a = t.a
-    widen = {"u8": "vpmovzxbd", "s8": "vpmovsxbd"}.get(kind)
+    widen = WIDEN.get(kind)
     full = lanes == t.tier.lanes
     if widen and t.tier.masks:
         getattr(a, widen)(dst, mem, **({} if full else {"mask": k, "zero": True}))
@@ -95,7 +108,7 @@ def _load_lanes(t: Tile, dst: Reg, mem: Mem, kind: str, lanes: int, k: Reg | Non
         if full:
             getattr(a, widen)(dst, mem)
         else:
-            load_bytes(a, dst.xmm, mem, lanes)
+            load_bytes(a, dst.xmm, mem, lanes * OUT_BYTES[kind])
             getattr(a, widen)(dst, dst.xmm)
     elif full:
         a.vmovups(dst, mem)
@@ -104,6 +117,8 @@ def _load_lanes(t: Tile, dst: Reg, mem: Mem, kind: str, lanes: int, k: Reg | Non
     else:
         a.vmovups(dst, lane_mask(a, lanes))
         a.vmaskmovps(dst, dst, mem)
+    if kind == "bf16":
+        a.vpslld(dst, dst, 16)
 
 
 def _emit_sum(t: Tile, step: StepSpec, at: int, tensor: int) -> None:
@@ -122,7 +137,7 @@ def _emit_sum(t: Tile, step: StepSpec, at: int, tensor: int) -> None:
             set_mask(a, k, t.valid, tmp)
         for i, j in t.cells():
             _load_lanes(t, x, t.element(OUT_BYTES[kind], i, j), kind, t.lanes(j), k)
-            if kind != "f32":
+            if kind not in FLOATS:
                 a.vcvtdq2ps(x, x)
             if zp is not None:
                 a.vsubps(x, x, zp)
@@ -229,6 +244,8 @@ def emit_epilogue(t: Tile) -> None:
         for i, j in t.cells():
             a.vcvtps2dq(t.acc[i][j], t.acc[i][j])
         _store_bytes(t)
+    elif spec.out == "bf16":
+        _store_words(t)
     else:
         _store_dwords(t)
 
@@ -252,6 +269,83 @@ def _store_dwords(t: Tile) -> None:
                 a.vmovups(mem, t.acc[i][j], mask=mask)
             else:
                 a.vmaskmovps(mem, mask, t.acc[i][j])
+
+
+def _store_words(t: Tile) -> None:
+    """Round f32 to bf16 and store, two neighbouring vectors at once where one instruction takes them."""
+    a, lanes = t.a, t.tier.lanes
+    masks: dict[int, Reg] = {}
+    with a.scope():
+        for i, row in enumerate(t.acc):
+            j = 0
+            while j < t.nr:
+                mem, count, v, took = t.element(2, i, j), t.lanes(j), row[j], 1
+                if t.tier.bf16 and j + 1 < t.nr:
+                    count, took = lanes + t.lanes(j + 1), 2
+                    a.vcvtne2ps2bf16(v, row[j + 1], v)
+                elif t.tier.bf16:
+                    v = v.ymm
+                    a.vcvtneps2bf16(v, row[j])
+                else:
+                    v = _round_words(t, v)
+                _store_counted(t, mem, v, count, masks)
+                j += took
+
+
+def _store_counted(t: Tile, mem: Mem, v: Reg, count: int, masks: dict[int, Reg]) -> None:
+    """Store the lowest `count` words of v."""
+    a = t.a
+    if count * 16 == v.bits:
+        a.vmovups(mem, v)
+    elif t.tier.masks:
+        if count not in masks:
+            masks[count] = a.kreg(f"words{count}")
+            set_mask(a, masks[count], count, a.gpr("mask_bits"))
+        a.vmovdqu16(mem, v, mask=masks[count])
+    else:
+        store_bytes(a, mem, v, 2 * count)
+
+
+def _round_words(t: Tile, v: Reg) -> Reg:
+    """Round f32 to bf16 as VCVTNEPS2BF16 does, with integer arithmetic (the twin of `bf16.round_to_bf16`).
+
+    Returns the lower half of v's register, which holds the result.
+    """
+    a = t.a
+
+    def word(value: int) -> Mem:
+        return splat(a, t.tier, np.int32(value))
+
+    with a.scope():
+        top, r = t.temp("top"), t.temp("rounded")
+        a.vpsrld(top, v, 16)
+        if t.tier.masks:
+            nan, tiny = a.kreg("nan"), a.kreg("tiny")
+            a.vcmpps(nan, v, v, 3)
+            a.vptestnmd(tiny, v, word(0x7F800000))
+            a.vpandd(r, top, word(1))
+            a.vpaddd(r, r, word(0x7FFF))
+            a.vpaddd(v, v, r)
+            a.vpsrld(v, v, 16)
+            a.vpord(v, top, word(0x40), mask=nan)
+            a.vpandd(v, top, word(0x8000), mask=tiny)
+            a.vpmovdw(v.ymm, v)
+            return v.ymm
+        other, choose = t.temp("other"), t.temp("choose")
+        a.vpand(r, top, word(1))
+        a.vpaddd(r, r, word(0x7FFF))
+        a.vpaddd(r, r, v)
+        a.vpsrld(r, r, 16)
+        a.vpand(choose, top, word(0x7FFF))
+        a.vpcmpgtd(choose, choose, word(0x7F))
+        a.vpand(other, top, word(0x8000))
+        a.vblendvps(r, other, r, choose)
+        a.vcmpps(choose, v, v, 3)
+        a.vpor(top, top, word(0x40))
+        a.vblendvps(r, r, top, choose)
+        a.vextracti128(v.xmm, r, 1)
+        a.vpackusdw(v.xmm, r.xmm, v.xmm)
+        return v.xmm
 
 
 def _byte_groups(t: Tile) -> list[list[tuple[int, int]]]:

@@ -7,6 +7,7 @@ reference both take its result. What a kernel must compute, per element of outpu
     v = each step in turn             (kinds: see post_ops)
     v = v * (1/y_scale)               with `post_scale`
     f32 output: v
+    bf16 output: v rounded a second time (see `bf16`)
     u8, s8 output: round_half_even(clamp(v, lo - zp, hi - zp)) + zp, NaN to the lower bound
     s32 output: the accumulator itself, to which preparation has added the s32 bias
 
@@ -27,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vnnigen.errors import DTypeError, QuantizationError
+from vnnigen.kernels.bf16 import round_to_bf16
 from vnnigen.kernels.fma import fma32
 from vnnigen.kernels.post_ops import (
     STEP_RANGE,
@@ -41,6 +43,8 @@ from vnnigen.kernels.post_ops import (
 from vnnigen.kernels.qparams import check_scale, check_zero_point
 from vnnigen.kernels.types import F32, F64, INT_RANGE, NUMPY, Array, DType
 
+# Outputs that are real numbers, without scale and zero point.
+FLOATS: tuple[DType, ...] = ("f32", "bf16")
 # Relative widening of a range per step: two roundings to f32 (2**-24 each) with room to spare.
 _SLACK = 2.0**-22
 # VCVTPS2DQ is exact below 2**31; 256 leaves room for a zero point.
@@ -141,20 +145,20 @@ def fold(
     folded = all(op.piecewise_linear for op in post_ops)
     s = reciprocal if folded else 1.0
     steps = [step for op in post_ops for step in op.steps(s)]
-    if out != "f32" and folded:
+    if out not in FLOATS and folded:
         steps = _drop_redundant(steps, INT_RANGE[out][0] - zero_point, INT_RANGE[out][1] - zero_point)
     with np.errstate(all="ignore"):
         m = _to_f32(scales * s, "x_scale * w_scale / y_scale", positive=True)
         b = None if bias_f32 is None else _to_f32(bias_f32.astype(np.float64) * s, "bias / y_scale")
     specs, scalars = _lower(steps, out)
-    post_scale = out != "f32" and not folded
+    post_scale = out not in FLOATS and not folded
     if post_scale:
         scalars.append(float(_to_f32(reciprocal, "1 / y_scale", positive=True)))
     spec = EpilogueSpec(
         acc, specs, post_scale, out, False, zero_point != 0,
         has_m=acc == "s32" or bool((m != 1).any()), has_b=b is not None,
     )  # fmt: skip
-    if out != "f32" and not _upper_end(spec, m, b, np.array(scalars, np.float32), acc_bound) < _CONVERTIBLE:
+    if out not in FLOATS and not _upper_end(spec, m, b, np.array(scalars, np.float32), acc_bound) < _CONVERTIBLE:
         spec = replace(spec, clamp_hi=True)
         scalars.append(INT_RANGE[out][1] - zero_point)
     tensors = tuple(step.tensor for step in steps if step.kind in TENSOR_KINDS)
@@ -184,8 +188,8 @@ def _check_no_output_qparams(out: DType, y_scale: npt.ArrayLike | None, y_zp: np
 
 
 def _output_qparams(out: DType, y_scale: npt.ArrayLike | None, y_zp: npt.ArrayLike) -> tuple[float, int]:
-    """Return 1/y_scale and the zero point: (1.0, 0) for an f32 output."""
-    if out == "f32":
+    """Return 1/y_scale and the zero point: (1.0, 0) for an f32 or bf16 output."""
+    if out in FLOATS:
         _check_no_output_qparams(out, y_scale, y_zp)
         return 1.0, 0
     if y_scale is None:
@@ -294,8 +298,8 @@ def reference_epilogue(acc: Array, epilogue: Epilogue, tensors: Sequence[Array |
             v = STEP_REFERENCE[step.kind](v, epilogue.scalars[first : first + step.n_scalars], tensor)
         if spec.post_scale:
             v = v * epilogue.scalars[spec.post_scale_slot]
-    if spec.out == "f32":
-        return v
+    if spec.out in FLOATS:
+        return v if spec.out == "f32" else round_to_bf16(v)
     return _narrow(v, spec.out, epilogue.zero_point)
 
 

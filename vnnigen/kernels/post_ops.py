@@ -29,7 +29,7 @@ from vnnigen.errors import DTypeError, QuantizationError
 from vnnigen.kernels.fma import fma32
 from vnnigen.kernels.types import F32, INT_RANGE, Array, DType, dtype_name
 
-SUM_DTYPES: tuple[DType, ...] = ("u8", "s8", "s32", "f32")
+SUM_DTYPES: tuple[DType, ...] = ("u8", "s8", "s32", "f32", "bf16")
 
 
 # --- what users write -----------------------------------------------------------------------------------
@@ -63,7 +63,7 @@ class PostOp:
 class Sum(PostOp):
     """Add `scale * (t - zero_point)`; `t` is `tensor` or, where None, given at the call or the old `out`.
 
-    `tensor` has the output's shape and type u8, s8, s32 or f32; the zero point must be 0 for s32 and f32.
+    `tensor` has the output's shape and type u8, s8, s32, f32 or bf16; the zero point must be 0 for all but u8, s8.
     `dtype` is the type of a tensor given at the call; None means the output's type.
     The scale is real units per step of `t`. Raises QuantizationError or DTypeError for a bad argument.
     """
