@@ -20,6 +20,7 @@ from vnnigen.isa.features import features
 from vnnigen.isa.tiers import max_isa, set_max_isa, tiers
 from vnnigen.kernels.post_ops import Clip, LeakyReLU, Linear, PostOp, ReLU, Sum
 from vnnigen.kernels.qparams import QParams, choose_qparams, dequantize, quantize
+from vnnigen.ops.bf16 import Conv2dBf16, GemmBf16, conv_bf16, gemm_bf16
 from vnnigen.ops.conv import Conv2dF32, Conv2dInt8, conv_f32, conv_int8
 from vnnigen.ops.explanation import Explanation
 from vnnigen.ops.gemm import GemmF32, GemmInt8, gemm_f32, gemm_int8
@@ -39,9 +40,45 @@ def explain(operator: Operator, x_shape: tuple[int, ...] | None = None, x_dtype:
 
 
 __all__ = [
-    "AssemblerError", "BuildError", "Clip", "Conv2dF32", "Conv2dInt8", "DTypeError", "EmulatorError", "Explanation",
-    "GemmF32", "GemmInt8", "ISAError", "LeakyReLU", "Linear", "MissingExtraError", "ModelError", "Operator", "PostOp",
-    "QParams", "QuantizationError", "ReLU", "ShapeError", "Sum", "VnnigenError", "choose_qparams", "conv_f32",
-    "conv_int8", "dequantize", "explain", "features", "gemm_f32", "gemm_int8", "max_isa", "num_threads", "quantize",
-    "set_max_isa", "set_num_threads", "tiers",
-]  # fmt: skip
+    "AssemblerError",
+    "BuildError",
+    "Clip",
+    "Conv2dBf16",
+    "Conv2dF32",
+    "Conv2dInt8",
+    "DTypeError",
+    "EmulatorError",
+    "Explanation",
+    "GemmBf16",
+    "GemmF32",
+    "GemmInt8",
+    "ISAError",
+    "LeakyReLU",
+    "Linear",
+    "MissingExtraError",
+    "ModelError",
+    "Operator",
+    "PostOp",
+    "QParams",
+    "QuantizationError",
+    "ReLU",
+    "ShapeError",
+    "Sum",
+    "VnnigenError",
+    "choose_qparams",
+    "conv_bf16",
+    "conv_f32",
+    "conv_int8",
+    "dequantize",
+    "explain",
+    "features",
+    "gemm_bf16",
+    "gemm_f32",
+    "gemm_int8",
+    "max_isa",
+    "num_threads",
+    "quantize",
+    "set_max_isa",
+    "set_num_threads",
+    "tiers",
+]

@@ -16,11 +16,11 @@ from rich.console import Console
 from rich.table import Table
 
 from vnnigen.bench.machine import describe_machine
-from vnnigen.bench.peak import Peak, measure_peaks
 from vnnigen.bench.problem_string import ConvShape, GemmShape, parse_conv, parse_gemm
 from vnnigen.bench.report import measure
 from vnnigen.bench.workload import Request, build_workload
 from vnnigen.errors import VnnigenError
+from vnnigen.runtime.peak import Peak, measure_peaks
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -11,11 +11,12 @@ from vnnigen.bench.problem_string import GemmShape, parse_conv
 from vnnigen.bench.workload import Request, build_workload
 from vnnigen.errors import ISAError, QuantizationError, VnnigenError
 from vnnigen.isa.tiers import why_not
-from vnnigen.kernels.mac import TIER_CODE
+from vnnigen.runtime.dispatch import candidates
 
 CONV = parse_conv("mb1g2ic8ih9iw7oc12kh3kw2sh2sw1ph1pw0dh0dw1")
 GEMM = GemmShape(5, 33, 17)
-TIERS = [tier for tier in (*TIER_CODE, "reference") if why_not(tier) is None]
+KINDS = {"u8s8": "int8", "s8s8": "int8", "f32": "f32"}
+CASES = [(dtype, tier) for dtype, kind in KINDS.items() for tier in candidates(kind) if why_not(tier) is None]
 
 
 @pytest.fixture(autouse=True)
@@ -24,9 +25,8 @@ def default_threads():
     vnnigen.set_num_threads(None)
 
 
-@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize(("dtype", "tier"), CASES)
 @pytest.mark.parametrize("shape", [GEMM, CONV], ids=["gemm", "conv"])
-@pytest.mark.parametrize("dtype", ["u8s8", "s8s8", "f32"])
 def test_runs_on_every_tier(shape, dtype, tier):
     workload = build_workload(Request(shape, dtype, isa=tier, post_ops="relu,linear:2:1"))
     assert workload.explanation.tier == tier
@@ -47,7 +47,7 @@ def test_output_dtypes(out):
     assert y.shape == (5, 33)
 
 
-@pytest.mark.skipif("avx2" not in TIERS, reason="needs AVX2")
+@pytest.mark.skipif(("u8s8", "avx2") not in CASES, reason="needs AVX2")
 @pytest.mark.parametrize(("weights", "chain"), [("safe", "fast"), ("full", "exact")])
 def test_weights_decide_the_chain(weights, chain):
     workload = build_workload(Request(GemmShape(4, 64, 256), isa="avx2", weights=weights))

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from vnnigen import cli
-from vnnigen.bench.peak import Peak
+from vnnigen.runtime.peak import Peak
 from vnnigen.bench.problem_string import GemmShape, parse_conv
 from vnnigen.errors import ISAError, MissingExtraError
 

@@ -130,7 +130,7 @@ X, W = (1, 8, 8, 4), (6, 4, 3, 3)
         (X, W, {"padding": 2**30}, ShapeError, "addressed"),
         (X, W, {"padding": ((2**31 - 1, 0), (0, 0))}, ShapeError, "addressed"),
         ((2**20, 2**20, 1, 1), (1, 1, 1, 1), {"dst": "f32"}, ShapeError, "addressed"),
-        (X, W, {"src": "bf16"}, DTypeError, "source type"),
+        (X, W, {"src": "bf16", "dst": "u8"}, DTypeError, "bf16 source can give"),
         (X, W, {"src": "s32"}, DTypeError, "source type"),
         (X, W, {"dst": "bf16"}, DTypeError, "u8 source can give"),
         (X, W, {"src": "f32", "dst": "u8"}, DTypeError, "f32 source can give f32"),

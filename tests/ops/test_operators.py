@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 import vnnigen as v
 from tests.kernels.cases import POST_OPS, TIERS, Case, assert_same_bits, out_shape, random_numbers, seeded
 from vnnigen.runtime import compiled
-from vnnigen.runtime.dispatch import CANDIDATES
+from vnnigen.runtime.dispatch import candidates
 
 ROOT = Path(__file__).parents[2]
 GENERATED = [t for t in TIERS if t in v.tiers()]
-USABLE = [t for t in CANDIDATES if t in v.tiers()]
+USABLE = [t for t in candidates("int8") if t in v.tiers()]
 SHAPES = [
     Case((2, 9, 8, 12), (40, 12, 3, 3), padding=1, note="conv"),
     Case((1, 9, 9, 66), (66, 1, 3, 3), groups=66, padding=1, stride=2, note="depthwise"),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from vnnigen.bench.peak import peak_for
 from vnnigen.bench.problem_string import ConvShape
 from vnnigen.bench.timing import Samples, compare
 from vnnigen.bench.workload import Request, Workload, build_workload, f32_request
+from vnnigen.runtime.peak import peak_for
 
 
 def measure(request: Request, *, vs: str | None = None, rounds: int = 11) -> dict[str, Any]:

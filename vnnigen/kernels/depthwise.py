@@ -413,7 +413,7 @@ def pack(op: str, w: Weights, tier: TierCode, src: DType, x_zp: int, epilogue: E
 
 
 def _choose_mac(w: Weights, taps: Array, win: Window, tier: TierCode) -> Mac:
-    if taps.dtype.name in ("float32", "bfloat16"):
+    if w.kind != "int8":
         return FMA
     if w.zero_point is not None:
         return CHAIN_EXACT

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from vnnigen.kernels import depthwise, packed
+from vnnigen.kernels import amx, depthwise, packed
 from vnnigen.kernels.epilogue import Epilogue
 from vnnigen.kernels.mac import TierCode
 from vnnigen.kernels.packed import Packed, Weights
 from vnnigen.kernels.types import DType
 
 WhyNot = Callable[[Weights, TierCode], "str | None"]
-Pack = Callable[[str, Weights, TierCode, DType, int, Epilogue], "Packed | depthwise.PackedDepthwise"]
+Pack = Callable[[str, Weights, TierCode, DType, int, Epilogue], "Packed | depthwise.PackedDepthwise | amx.PackedAmx"]
 
 
 @dataclass(frozen=True)
@@ -30,5 +30,7 @@ class Family:
 
 FAMILIES: tuple[Family, ...] = (
     Family("depthwise", depthwise.why_not, depthwise.pack),
+    Family("tiles", amx.why_not, amx.pack),
+    Family("dot", packed.dot_why_not, packed.pack_dot),
     Family("implicit-gemm", lambda _w, _t: None, packed.pack),
 )

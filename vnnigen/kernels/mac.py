@@ -163,12 +163,19 @@ MACS: dict[str, Mac] = {m.name: m for m in (VNNI, CHAIN_FAST, CHAIN_EXACT, FMA, 
 
 @dataclass(frozen=True)
 class TierCode:
-    """What code generation needs to know of a tier: register file, vector width, the int8 step, masks."""
+    """What code generation needs to know of a tier.
+
+    Width and number of vector registers; whether it has VPDPBUSD and VDPBF16PS; for which kinds of operands ("int8",
+    "bf16", "f32") it has tiles, and for which it is a candidate at all (a tier that adds nothing for a kind is not).
+    """
 
     name: str
     bits: int
     registers: int
     vnni: bool
+    bf16: bool = False
+    tiles: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ("int8", "bf16", "f32")
 
     @property
     def vector_bytes(self) -> int:
@@ -189,6 +196,9 @@ class TierCode:
 TIER_CODE: dict[str, TierCode] = {
     t.name: t
     for t in (
+        TierCode("amx_bf16", 512, 32, vnni=True, bf16=True, tiles=("bf16",), kinds=("bf16",)),
+        TierCode("amx_int8", 512, 32, vnni=True, tiles=("int8",), kinds=("int8",)),
+        TierCode("avx512_bf16", 512, 32, vnni=True, bf16=True, kinds=("bf16",)),
         TierCode("avx512_vnni", 512, 32, vnni=True),
         TierCode("avx512", 512, 32, vnni=False),
         TierCode("avx_vnni", 256, 16, vnni=True),

@@ -52,7 +52,9 @@ class NestKey:
         """The kernel's name, which says what it is: operation, types, tile, tier and chain."""
         b = self.blocking
         weights = self.g.src if self.mac.acc == "f32" else "s8"
-        chain = "" if self.mac.name in ("vnni", "amx") or self.g.src == "f32" else f"-{self.mac.name}"
+        usual = {"int8": "vnni", "bf16": "bf16"}
+        main = "amx" if self.tier.tiles else usual.get("bf16" if self.g.src == "bf16" else "int8")
+        chain = "" if self.mac.name == main or self.g.src == "f32" else f"-{self.mac.name}"
         types = self.g.src if self.spec.out == weights else f"{self.g.src}{weights}{self.spec.out}"
         return f"{self.op}-{types}-{b.mr}x{b.nr * self.tier.lanes}-{self.tier.name}{chain}"
 
@@ -98,6 +100,11 @@ class NestKey:
         if not self.blocking.copy:
             return 0
         return scratch_rows(self.g, self.mac, self.blocking.strip).size
+
+    @property
+    def tile_config(self) -> bytes | None:
+        """The AMX configuration its code runs under: none, as it uses no tiles."""
+        return None
 
     def build(self, features: frozenset[str] | None) -> Code:
         """Generate the code, using only instructions of `features`."""

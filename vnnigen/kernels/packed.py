@@ -62,6 +62,11 @@ class Weights:
         return int(np.prod(self.values.shape[1:]))
 
     @property
+    def kind(self) -> str:
+        """The kind of operands: "int8", "bf16" or "f32"."""
+        return {"int8": "int8", "bfloat16": "bf16", "float32": "f32"}[self.values.dtype.name]
+
+    @property
     def run_elements(self) -> int:
         """Elements of one run of K."""
         _, icg, _, kw = self.values.shape
@@ -132,7 +137,7 @@ def as_element(values: Array, mac: Mac) -> Array:
 def plan_runs(w: Weights, tier: TierCode) -> list[tuple[Run, Mac]]:
     """Which columns use which mac on this tier."""
     whole = Run(0, w.columns, True)
-    if w.values.dtype.name in ("float32", "bfloat16"):
+    if w.kind != "int8":
         return [(whole, FMA)]
     if tier.vnni:
         return [(whole, VNNI)]
@@ -150,7 +155,7 @@ def pack_dot(op: str, w: Weights, tier: TierCode, src: DType, x_zp: int, epilogu
 
 def dot_why_not(w: Weights, tier: TierCode) -> str | None:
     """None where VDPBF16PS can compute these weights."""
-    if w.values.dtype.name != "bfloat16":
+    if w.kind != "bf16":
         return "not bf16"
     if not tier.bf16:
         return f"{tier.name} has no VDPBF16PS"

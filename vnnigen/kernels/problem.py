@@ -27,6 +27,7 @@ _OUTPUTS: dict[DType, tuple[DType, ...]] = {
     "u8": ("u8", "s8", "s32", "f32"),
     "s8": ("u8", "s8", "s32", "f32"),
     "f32": ("f32",),
+    "bf16": ("bf16", "f32"),
 }
 
 
@@ -177,12 +178,12 @@ class ConvProblem:
     @property
     def wei(self) -> DType:
         """The type of the weights."""
-        return "f32" if self.src == "f32" else "s8"
+        return self.src if self.src in ("f32", "bf16") else "s8"
 
     @property
     def acc(self) -> DType:
         """The type of the accumulators."""
-        return "f32" if self.src == "f32" else "s32"
+        return "f32" if self.src in ("f32", "bf16") else "s32"
 
     @property
     def x_shape(self) -> tuple[int, int, int, int]:
@@ -250,12 +251,12 @@ class GemmProblem:
     @property
     def wei(self) -> DType:
         """The type of b."""
-        return "f32" if self.src == "f32" else "s8"
+        return self.src if self.src in ("f32", "bf16") else "s8"
 
     @property
     def acc(self) -> DType:
         """The type of the accumulators."""
-        return "f32" if self.src == "f32" else "s32"
+        return "f32" if self.src in ("f32", "bf16") else "s32"
 
     @property
     def macs(self) -> int:

@@ -23,12 +23,14 @@ class _Conv(Operator):
 
     _op = "conv"
 
-    def __init__(self, weights: Weights, q: Quantization, isa: str | None, padding: Any, layout: str) -> None:
+    def __init__(
+        self, weights: Weights, q: Quantization, isa: str | None, padding: Any, layout: str, strategy: str = "auto"
+    ) -> None:
         if layout not in ("NHWC", "NCHW"):
             raise ShapeError(f"layout must be 'NHWC' or 'NCHW', not {layout!r}")
         self._pad = as_padding(padding)
         self._nchw = layout == "NCHW"
-        super().__init__(weights, q, isa)
+        super().__init__(weights, q, isa, strategy)
 
     def _problem(self, shape: tuple[int, ...], src: DType) -> ConvProblem:
         w = self._weights
@@ -61,7 +63,7 @@ class _Conv(Operator):
         return tensor.transpose(0, 2, 3, 1) if nchw else tensor
 
 
-def _weights(w: Any, dtype: type[np.generic], groups: Any, stride: Any, dilation: Any) -> Weights:
+def _weights(w: Any, dtype: Any, groups: Any, stride: Any, dilation: Any) -> Weights:
     """Check weights [oc, ic/groups, kh, kw] and describe them, without zero points and bias."""
     if not isinstance(w, np.ndarray):
         raise DTypeError(f"w must be a NumPy array, not {type(w).__name__}")
@@ -136,15 +138,15 @@ class Conv2dF32(_Conv):
         groups: int = 1, post_ops: Sequence[PostOp] | PostOp = (), layout: str = "NHWC", isa: str | None = None,
     ) -> None:  # fmt: skip
         weights = _weights(w, np.float32, groups, stride, dilation)
-        super().__init__(weights, f32_quantization(int(w.shape[0]), bias, post_ops), isa, padding, layout)
+        super().__init__(weights, float_quantization(int(w.shape[0]), bias, post_ops), isa, padding, layout)
 
     def _reference(self, plan: Plan, x: Array, tensors: Sequence[Array]) -> Array:
         assert isinstance(plan.problem, ConvProblem)
         return conv_f32_reference(plan.problem, x, self._weights.values, plan.prepared.epilogue, tensors)
 
 
-def f32_quantization(n: int, bias: Any, post_ops: Any) -> Quantization:
-    """The numbers of an f32 operator: a bias and post-ops."""
+def float_quantization(n: int, bias: Any, post_ops: Any) -> Quantization:
+    """The numbers of a floating-point operator: a bias and post-ops."""
     _, bias_f32 = check_bias(bias, n, f32=True)
     return Quantization(1.0, 0, 1.0, None, None, 0, None, bias_f32, as_post_ops(post_ops), "f32")
 

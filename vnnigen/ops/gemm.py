@@ -15,7 +15,7 @@ from vnnigen.kernels.post_ops import PostOp
 from vnnigen.kernels.problem import GemmProblem
 from vnnigen.kernels.reference import gemm_f32_reference, gemm_int8_reference
 from vnnigen.kernels.types import Array, DType
-from vnnigen.ops.conv import _check_output, f32_quantization
+from vnnigen.ops.conv import _check_output, float_quantization
 from vnnigen.ops.operator import Operator, Plan, as_post_ops, make_quantization
 
 
@@ -47,7 +47,7 @@ class _Gemm(Operator):
         return b
 
 
-def _weights(b: Any, dtype: type[np.generic]) -> Weights:
+def _matrix(b: Any, dtype: Any) -> Weights:
     if not isinstance(b, np.ndarray):
         raise DTypeError(f"b must be a NumPy array, not {type(b).__name__}")
     if b.dtype != dtype:
@@ -71,7 +71,7 @@ class GemmInt8(_Gemm):
         b_zero_point: Any = 0, y_scale: float | None = None, y_zero_point: int = 0,
         post_ops: Sequence[PostOp] | PostOp = (), out_dtype: Any = np.uint8, isa: str | None = None,
     ) -> None:  # fmt: skip
-        weights = _weights(b, np.int8)
+        weights = _matrix(b, np.int8)
         q = make_quantization(
             int(b.shape[1]), x_scale=a_scale, x_zp=a_zero_point, w_scale=b_scale, w_zp=b_zero_point, y_scale=y_scale,
             y_zp=y_zero_point, bias=bias, post_ops=as_post_ops(post_ops), out_dtype=out_dtype, names=self.names,
@@ -102,7 +102,7 @@ class GemmF32(_Gemm):
         post_ops: Sequence[PostOp] | PostOp = (),
         isa: str | None = None,
     ) -> None:
-        super().__init__(_weights(b, np.float32), f32_quantization(int(b.shape[-1]), bias, post_ops), isa)
+        super().__init__(_matrix(b, np.float32), float_quantization(int(b.shape[-1]), bias, post_ops), isa)
 
     def _reference(self, plan: Plan, x: Array, tensors: Sequence[Array]) -> Array:
         assert isinstance(plan.problem, GemmProblem)

@@ -137,11 +137,11 @@ class Operator:
     #: What users call the source and the weights; messages speak of them.
     names = ("x", "w")
 
-    def __init__(self, weights: Weights, q: Quantization, isa: str | None) -> None:
+    def __init__(self, weights: Weights, q: Quantization, isa: str | None, strategy: str = "auto") -> None:
         """Keep the operator's parts and choose its tier; packing waits for the first source."""
         self._weights = weights
         self._q = q
-        self._choice = choose(weights, isa)
+        self._choice = choose(weights, isa, strategy)
         self._prepared: dict[DType, Prepared] = {}
         self._plans: dict[tuple[Any, Any], Plan] = {}
         self._sums = tuple(op for op in q.post_ops if isinstance(op, Sum))
@@ -174,12 +174,12 @@ class Operator:
         q, w = self._q, self._weights
         n = int(w.values.shape[0])
         bound = None
-        if src != "f32":
+        if w.kind == "int8":
             check_zero_point(q.x_zp, src, f"{self.names[0]}_zero_point")
             bound = acc_bound(w.values, src, q.x_zp, w_zero_point=0 if q.w_zp is None else q.w_zp, bias=q.bias_s32)
         epilogue = fold(
             n=n, x_scale=q.x_scale, w_scale=q.w_scale, bias_f32=q.bias_f32, post_ops=q.post_ops, out=q.out,
-            y_scale=q.y_scale, y_zero_point=q.y_zp, acc_bound=bound, acc="f32" if src == "f32" else "s32",
+            y_scale=q.y_scale, y_zero_point=q.y_zp, acc_bound=bound, acc="s32" if w.kind == "int8" else "f32",
         )  # fmt: skip
         packed = None
         if self._choice.family is not None:

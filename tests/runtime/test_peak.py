@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from vnnigen.bench import peak
-from vnnigen.bench.peak import LOOPS, NOT_GENERATED, build, measure_peaks, peak_for
+from vnnigen.runtime import peak
+from vnnigen.runtime.peak import LOOPS, NOT_GENERATED, build, measure_peaks, peak_for
 from vnnigen.isa.emulator import Emulator
 from vnnigen.isa.features import features
 from vnnigen.isa.memory import Memory
