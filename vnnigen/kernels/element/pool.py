@@ -1,0 +1,316 @@
+"""Pooling kernels: vectors run along the channels, windows are loops.
+
+A step is a strip of output rows of one image.  Outputs whose windows lie inside the image horizontally are computed
+several at a time with the taps of a row written out, so that neighbours share their loads; outputs at the left and
+right borders, and windows too wide to be written out, loop over taps.  Which rows and columns of a window are inside
+comes from tables behind the constants, so the code does not grow with padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vnnigen.isa.assembler import Arg, Assembler, Code, Mem
+from vnnigen.kernels.element.common import SIZE, NoScratch, by_last, check_offsets, loop_or_skip, steps_of
+from vnnigen.kernels.element.pool_bodies import BODIES, Block, Body, sums_bytes
+from vnnigen.kernels.element.pooling import PoolProblem, PoolTables
+from vnnigen.kernels.emit_common import add_const, counted, div_const
+from vnnigen.kernels.epilogue import EpilogueSpec
+from vnnigen.kernels.layout import ARG_CONSTS, ARG_SRC
+from vnnigen.kernels.mac import TierCode
+
+Reg = Any
+#: Windows of at most this many columns are written out.
+UNROLL = 16
+#: Sums of bytes fit 16 bits for this many taps.
+MAX_16BIT_TAPS = 256
+
+
+@dataclass(frozen=True)
+class PoolKey(NoScratch):
+    """Everything the code of a pooling kernel depends on; `op` is "maxpool" or "avgpool"."""
+
+    op: str
+    tier: TierCode
+    p: PoolProblem
+    spec: EpilogueSpec
+
+    @property
+    def name(self) -> str:
+        """The kernel's name: operation, types, window, tier."""
+        p = self.p
+        return f"{self.op}-{p.src}{self.spec.out}-{p.kernel[0]}x{p.kernel[1]}-{self.tier.name}"
+
+    @property
+    def split(self) -> tuple[int, int]:
+        """Output rows per step, and steps per image."""
+        p = self.p
+        row = min(p.stride[0], p.h) * p.w * p.c * SIZE[p.src] + p.ow * p.c * SIZE[self.spec.out]
+        return steps_of(p.oh, row, 1)
+
+    @property
+    def steps(self) -> int:
+        """Steps of the parallel grid."""
+        return self.p.n * self.split[1]
+
+    @property
+    def flush(self) -> bool:
+        """Whether 16-bit sums must be emptied on the way."""
+        return sums_bytes(self.op, self.p.src) and self.p.taps > MAX_16BIT_TAPS
+
+    @property
+    def written_out(self) -> bool:
+        """Whether the columns of whole windows are written out."""
+        return self.p.kernel[1] <= UNROLL and not self.flush
+
+    def build(self, features: frozenset[str] | None) -> Code:
+        """Generate the code."""
+        return _Pool(self, features).build()
+
+
+class _Pool:
+    """Emits one key."""
+
+    IMAGE, ROW, DOWN, BLOCKS, ENTRY, OFF, COLUMN = range(7)  # stack slots
+
+    def __init__(self, key: PoolKey, features: frozenset[str] | None) -> None:
+        p = key.p
+        self.key, self.p = key, p
+        self.pixel = p.c * SIZE[p.src]
+        self.row_pitch = p.w * self.pixel
+        check_offsets(f"{p.w} x {p.c} elements", self.row_pitch * (p.dilation[0] + 1), p.ow * p.c * 4)
+        self.tables = PoolTables.of(p)
+        self.a = a = Assembler(
+            key.name, args=(Arg("args", "ptr"), Arg("index", "i64"), Arg("scratch", "ptr")), features=features
+        )
+        self.args, self.index = a.load_argument("args"), a.load_argument("index")
+        a.release(a.load_argument("scratch"))
+        self.slots = a.stack(64)
+        names = ("consts", "at", "off", "row", "tap", "rows", "count", "taps", "real", "ptr", "along", "entry")
+        self.r: dict[str, Reg] = {name: a.gpr(name) for name in names}
+        self._columns()
+        self.body: Body = BODIES[key.op, key.p.src](a, key.tier, p, key.spec, key.flush, self.r, self.args, self.tables)
+
+    def _columns(self) -> None:
+        """Split output columns into (left borders, whole windows, right borders)."""
+        inside = np.flatnonzero(self.p.valid(1)[:, 1] == self.p.kernel[1])
+        self.left = int(inside[0]) if len(inside) else self.p.ow
+        self.inside = len(inside)
+        self.right = self.p.ow - self.left - self.inside
+
+    def _slot(self, which: int) -> Mem:
+        return self.slots + 8 * which
+
+    def _slot_loop(self, which: int, body: Callable[[], None]) -> None:
+        a = self.a
+        top = a.label("slot_loop")
+        a.bind(top)
+        body()
+        a.mov(self.r["ptr"], self._slot(which))
+        a.sub(self.r["ptr"], 1)
+        a.mov(self._slot(which), self.r["ptr"])
+        a.jnz(top)
+
+    def build(self) -> Code:
+        """Emit everything and encode it."""
+        a, p, r = self.a, self.p, self.r
+        strip, strips = self.key.split
+        a.mov(r["consts"], Mem(self.args, 8 * ARG_CONSTS))
+        self.body.setup()
+        image = r["at"]
+        if strips == 1:
+            a.mov(image, self.index)
+            a.mov(self.index, 0)
+        else:
+            div_const(a, image, self.index, strips, self.key.steps)
+            a.imul(r["ptr"], image, -strips)
+            a.add(self.index, r["ptr"])
+        by_last(a, r["ptr"], self.index, strips, strip, p.oh - (strips - 1) * strip)
+        a.mov(self._slot(self.DOWN), r["ptr"])
+        a.imul(r["off"], image, p.oh)
+        a.imul(self.index, self.index, strip)
+        a.add(r["off"], self.index)
+        a.imul(r["off"], r["off"], p.ow * p.c)
+        a.mov(self._slot(self.OFF), r["off"])
+        a.imul(image, image, p.h)
+        a.imul(image, image, self.row_pitch)
+        a.add(image, Mem(self.args, 8 * ARG_SRC))
+        a.mov(self._slot(self.IMAGE), image)
+        a.imul(self.index, self.index, 16)
+        a.add(self.index, r["consts"])
+        add_const(a, self.index, self.tables.rows)
+        self.row_entry = self.index
+        self._slot_loop(self.DOWN, self._row)
+        a.ret()
+        return a.finalize().encode()
+
+    def _row(self) -> None:
+        """One row of outputs."""
+        a, p, r = self.a, self.p, self.r
+        a.mov(r["at"], self._slot(self.IMAGE))
+        a.add(r["at"], Mem(self.row_entry))
+        a.mov(r["rows"], Mem(self.row_entry, 8))
+        a.mov(r["off"], self._slot(self.OFF))
+        full, rest = divmod(p.c, self.body.block)
+        if full:
+            if full > 1:
+                a.mov(r["ptr"], full)
+                a.mov(self._slot(self.BLOCKS), r["ptr"])
+            block = Block(self.body.vectors, self.body.unit)
+
+            def one() -> None:
+                self._block(block)
+                a.add(r["at"], self.body.block * SIZE[p.src])
+                a.add(r["off"], self.body.block)
+
+            if full > 1:
+                self._slot_loop(self.BLOCKS, one)
+            else:
+                one()
+        if rest:
+            vectors = -(-rest // self.body.unit)
+            valid = rest - (vectors - 1) * self.body.unit
+            back = vectors * self.body.unit - rest
+            if not self.key.tier.masks and valid != self.body.unit and p.c >= vectors * self.body.unit:
+                # Without masks: the last whole vectors again, partly computed already.
+                a.sub(r["at"], back * SIZE[p.src])
+                a.sub(r["off"], back)
+                valid = self.body.unit
+            self._block(Block(vectors, valid))
+        a.add(self.row_entry, 16)
+        a.mov(r["ptr"], self._slot(self.OFF))
+        a.add(r["ptr"], p.ow * p.c)
+        a.mov(self._slot(self.OFF), r["ptr"])
+
+    def _block(self, b: Block) -> None:
+        """All columns of a row for one block of channels; `at` and `off` keep their values."""
+        a, r = self.a, self.r
+        a.mov(self._slot(self.COLUMN), r["off"])
+        if self.left:
+            a.lea(r["entry"], Mem(r["consts"], self.tables.columns))
+            self._border(b, self.left)
+        if self.inside:
+            self._inside(b)
+        if self.right:
+            first = self.left + self.inside
+            a.lea(r["entry"], Mem(r["consts"], self.tables.columns + 16 * first))
+            self._border(b, self.right)
+        a.mov(r["off"], self._slot(self.COLUMN))
+
+    def _border(self, b: Block, count: int) -> None:
+        """Outputs whose windows the table describes."""
+        a, r = self.a, self.r
+        with counted(a, r["along"], count):
+            a.mov(r["row"], r["at"])
+            a.add(r["row"], Mem(r["entry"]))
+            a.mov(r["real"], Mem(r["entry"], 8))
+            self._looped(b)
+            a.add(r["entry"], 16)
+            a.add(r["off"], self.p.c)
+
+    def _inside(self, b: Block) -> None:
+        """Outputs with all columns of their window."""
+        a, p, r = self.a, self.p, self.r
+        start = (self.left * p.stride[1] - p.pad[1][0]) * self.pixel
+        a.lea(r["entry"], Mem(r["at"], start))
+        tw = min(self.body.outputs(b), self.inside) if self.key.written_out else 1
+        full, rest = divmod(self.inside, tw)
+        with counted(a, r["along"], full):
+            self._outputs(b, tw)
+            a.add(r["entry"], tw * p.stride[1] * self.pixel)
+            a.add(r["off"], tw * p.c)
+        if rest:
+            self._outputs(b, rest)
+            a.add(r["off"], rest * p.c)
+
+    def _outputs(self, b: Block, tw: int) -> None:
+        """`tw` neighbouring outputs from `entry` on."""
+        a, p, r = self.a, self.p, self.r
+        a.mov(r["row"], r["entry"])
+        if not self.key.written_out:
+            a.mov(r["real"], p.kernel[1])
+            self._looped(b)
+            return
+        with a.scope():
+            self.body.start(b, tw)
+
+            columns = {t * p.stride[1] + k * p.dilation[1] for t in range(tw) for k in range(p.kernel[1])}
+
+            def row() -> None:
+                for column in sorted(columns):
+                    users = [t for t in range(tw) if self._is_tap(column - t * p.stride[1])]
+                    self.body.tap(Mem(r["row"], column * self.pixel), users)
+                a.add(r["row"], p.dilation[0] * self.row_pitch)
+
+            self._rows(row)
+            if self._padded:
+                a.imul(r["real"], r["rows"], p.kernel[1])
+            self.body.finish([t * p.c for t in range(tw)], None if self._padded else p.taps)
+
+    def _is_tap(self, distance: int) -> bool:
+        tap, off = divmod(distance, self.p.dilation[1])
+        return off == 0 and 0 <= tap < self.p.kernel[1]
+
+    @property
+    def _padded(self) -> bool:
+        """Whether any window lacks taps."""
+        return self.left + self.right > 0 or bool((self.p.valid(0)[:, 1] != self.p.kernel[0]).any())
+
+    def _rows(self, row: Callable[[], None]) -> None:
+        """Repeat for the rows of the window that are inside the image."""
+        taps = self.p.valid(0)[:, 1]
+        if (taps == 1).all():
+            row()
+            return
+        self.a.mov(self.r["count"], self.r["rows"])
+        loop_or_skip(self.a, self.r["count"], row, may_be_zero=bool((taps == 0).any()))
+
+    def _looped(self, b: Block) -> None:
+        """One output from `row` on, `real` columns; afterwards `real` counts the window's taps."""
+        a, p, r = self.a, self.p, self.r
+        with a.scope():
+            self.body.start(b, 1)
+
+            def tap() -> None:
+                self.body.tap(Mem(r["tap"]), [0])
+                a.add(r["tap"], p.dilation[1] * self.pixel)
+
+            def row() -> None:
+                a.mov(r["tap"], r["row"])
+                a.mov(r["taps"], r["real"])
+                self._taps(tap)
+                a.add(r["row"], p.dilation[0] * self.row_pitch)
+
+            self._rows(row)
+            if self._padded:
+                a.imul(r["real"], r["rows"])
+            self.body.finish([0], None if self._padded else p.taps)
+
+    def _taps(self, tap: Callable[[], None]) -> None:
+        """`taps` times a tap, emptying 16-bit sums when they are full."""
+        a, r = self.a, self.r
+        empty = bool((self.p.valid(1)[:, 1] == 0).any())
+        if not self.key.flush:
+            loop_or_skip(a, r["taps"], tap, may_be_zero=empty)
+            return
+        top, end, some = a.label("chunk"), a.label("chunks_end"), a.label("whole_chunk")
+        if empty:
+            a.test(r["taps"], r["taps"])
+            a.jz(end)
+        a.bind(top)
+        a.mov(r["ptr"], MAX_16BIT_TAPS)
+        a.cmp(r["taps"], MAX_16BIT_TAPS)
+        a.jae(some)
+        a.mov(r["ptr"], r["taps"])
+        a.bind(some)
+        a.sub(r["taps"], r["ptr"])
+        with a.loop(r["ptr"]):
+            tap()
+        self.body.empty()
+        a.test(r["taps"], r["taps"])
+        a.jnz(top)
+        a.bind(end)
