@@ -34,6 +34,10 @@ class KernelKey(Hashable, Protocol):
     def scratch(self) -> int:
         """Bytes of scratch one step needs."""
 
+    @property
+    def tile_config(self) -> bytes | None:
+        """The AMX tile configuration (64 bytes) under which the code runs, None if it uses no tiles."""
+
     def build(self, features: frozenset[str] | None) -> Code:
         """Generate the code."""
 
@@ -93,7 +97,8 @@ class Bound:
         """Compile every key and fill the descriptor; `runs` holds each launch's arrays."""
         self.keys = tuple(keys)
         self.kernels = [compiled(key) for key in keys]
-        self._keep = runs
+        configs = [key.tile_config for key in keys]
+        self._keep = (runs, configs)
         ffi = native.ffi
         k = ffi.new("vg_kernel *")
         k.n_launch = len(self.keys)
@@ -102,6 +107,7 @@ class Bound:
             k.launch[i].fn = ffi.cast("vg_fn", kernel.loaded.address)
             k.launch[i].count = key.steps
             k.launch[i].scratch_bytes = key.scratch
+            k.launch[i].tile_config = ffi.NULL if configs[i] is None else ffi.from_buffer(configs[i])
             k.args[ARG_WEIGHTS + 2 * i] = run.weights.ctypes.data
             k.args[ARG_CONSTS + 2 * i] = run.consts.ctypes.data
         self.descriptor = k

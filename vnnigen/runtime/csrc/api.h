@@ -9,15 +9,21 @@
 #define VG_MAX_LAUNCH 4
 #define VG_MAX_ARGS 64
 #define VG_MAX_THREADS 1024
+#define VG_TILE_CONFIG_BYTES 64
 
 /* Generated code. `args` is the caller's argument block, `index` the unit of work, `scratch` 64-byte
  * aligned memory of the executing thread. */
 typedef void (*vg_fn)(const int64_t *args, int64_t index, void *scratch);
 
+/* `tile_config`: NULL, or the AMX configuration (VG_TILE_CONFIG_BYTES as LDTILECFG reads them, palette 1) that is
+ * loaded on the executing thread whenever `fn` is entered. What the tiles contain then is undefined, and `fn` must
+ * not change the configuration. It is loaded only if the thread has another one, and released before the thread
+ * sleeps and before vg_call returns. The caller must have asked for vg_amx_permission() once in this process. */
 typedef struct {
     vg_fn fn;
     int64_t count;
     int64_t scratch_bytes;
+    const void *tile_config;
 } vg_launch;
 
 typedef struct {
@@ -45,7 +51,8 @@ int vg_is_x86(void);
 /* All zeros on other machines. */
 void vg_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t out[4]);
 uint64_t vg_xgetbv(uint32_t index);
-/* Ask the kernel for the right to use AMX tiles in this process; 1 if granted. */
+/* Ask the kernel for the right to use AMX tiles in this process, in all its threads; 1 if granted. Without it the
+ * first tile instruction is an illegal one. */
 int vg_amx_permission(void);
 /* The calling thread's SSE control and status register; 0 on other machines. */
 uint32_t vg_get_mxcsr(void);

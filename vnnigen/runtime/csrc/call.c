@@ -4,7 +4,10 @@
 #include <string.h>
 
 static void run_here(const vg_launch *l, const int64_t *args, void *scratch) {
-    for (int64_t i = 0; i < l->count; i++) l->fn(args, i, scratch);
+    for (int64_t i = 0; i < l->count; i++) {
+        vg_tiles_enter(l->tile_config);
+        l->fn(args, i, scratch);
+    }
 }
 
 static int run(const vg_kernel *k, const int64_t *args, int nthreads) {
@@ -21,13 +24,14 @@ static int run(const vg_kernel *k, const int64_t *args, int nthreads) {
     for (int64_t i = 0; i < k->n_launch; i++) {
         const vg_launch *l = &k->launch[i];
         if (parallel && l->count > 1) {
-            vg_region r = {l->fn, args, l->count, l->scratch_bytes};
+            vg_region r = {l->fn, args, l->count, l->scratch_bytes, l->tile_config};
             vg_pool_run(&r, scratch, nthreads);
         } else {
             run_here(l, args, scratch);
         }
     }
     if (parallel) vg_pool_leave();
+    vg_tiles_release();
     vg_mxcsr_leave(mxcsr);
     vg_scratch_release(scratch);
     return VG_OK;

@@ -46,7 +46,9 @@ static pthread_mutex_t busy = PTHREAD_MUTEX_INITIALIZER; /* held by the one who 
 static pthread_t threads[VG_MAX_THREADS];
 static _Atomic int size;
 
+/* The only way in which a thread sleeps here. */
 static void futex_wait(_Atomic uint32_t *word, uint32_t value) {
+    vg_tiles_release();
     syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0);
 }
 
@@ -81,7 +83,10 @@ static void work(void *scratch) {
         int64_t begin = atomic_fetch_add_explicit(&pool.next, chunk, memory_order_relaxed);
         if (begin >= r.count) return;
         int64_t end = r.count - begin < chunk ? r.count : begin + chunk;
-        for (int64_t i = begin; i < end; i++) r.fn(r.args, i, scratch);
+        for (int64_t i = begin; i < end; i++) {
+            vg_tiles_enter(r.tile_config);
+            r.fn(r.args, i, scratch);
+        }
     }
 }
 
@@ -127,6 +132,7 @@ static void *thread_main(void *unused) {
         wait_for_epoch(seen);
         seen = atomic_load(&pool.epoch);
     }
+    vg_tiles_release();
     return NULL;
 }
 

@@ -20,6 +20,7 @@ typedef struct {
     const int64_t *args;
     int64_t count;
     int64_t scratch_bytes;
+    const void *tile_config;
 } vg_region;
 
 /* 1: this caller has the pool until vg_pool_leave(); 0: somebody else has it. */
@@ -27,6 +28,14 @@ int vg_pool_enter(void);
 void vg_pool_leave(void);
 /* Run `r` on the caller (which brings its own scratch) and up to nthreads - 1 threads of the pool. */
 void vg_pool_run(const vg_region *r, void *scratch, int nthreads);
+
+/* Tiles of the calling thread, see tiles.c. Load a configuration (64 bytes), if it is another than the present. */
+void vg_tiles_load(const void *config);
+void vg_tiles_release(void);
+/* Before each unit of a launch; before each, as a nested call in the unit before may have released the tiles. */
+static inline void vg_tiles_enter(const void *config) {
+    if (config != NULL) vg_tiles_load(config);
+}
 
 /* Round to nearest, all exceptions masked, no flush to zero: what generated code expects. */
 #define VG_MXCSR 0x1F80u
