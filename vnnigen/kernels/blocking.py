@@ -136,7 +136,7 @@ def grid(g: Geometry, mac: Mac, th: int, blocks: int, copy: bool, *, macs: int) 
     row_bytes = g.padded_w * g.ic * mac.element_bytes * g.sh
     halo = g.strip_rows(1) * g.padded_w * g.ic * mac.element_bytes
     fit = max(1, (STRIP_BYTES - halo) // max(1, row_bytes) + 1)
-    rows = max(th, min(g.oh, fit) // th * th)
+    rows = -(-g.oh // th) * th if fit >= g.oh else max(th, fit // th * th)
     wanted = max(1, min(TARGET_STEPS, macs // MIN_STEP_MACS))
     by_rows = -(-wanted // g.images)
     if copy and g.kh > 1:
