@@ -83,7 +83,7 @@ def emulate(
     stats = []
     for i, (key, code) in enumerate(zip(low.keys, low.codes, strict=True)):
         scratch = mem.map(f"scratch {i}", np.full(key.scratch, 0xFF, np.uint8), writable=True)
-        emulator = Emulator(code, mem, poison=True)
+        emulator = Emulator(code, mem, poison=True, tile_config=key.tile_config)
         total = Stats()
         for index in reversed(range(key.steps)):
             one = emulator.call(address, index, scratch)
