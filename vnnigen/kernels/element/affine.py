@@ -100,6 +100,12 @@ class Affine:
         out[:] = result.view(np.uint8)
         return out
 
+    def spread(self, lanes: int) -> Affine:
+        """The same with every channel's constants repeated for `lanes` neighbours."""
+        e = self.epilogue
+        m, b = (None if v is None else np.repeat(v, lanes) for v in (e.m, e.b))
+        return replace(self, epilogue=replace(e, m=m, b=b), start=np.repeat(self.start, lanes))
+
     def consts(self, columns: int) -> npt.NDArray[np.uint8]:
         """The constant block with the channels' values repeated over `columns`."""
         times = -(-columns // len(self.start))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from vnnigen.isa.assembler import Assembler
 from vnnigen.kernels.mac import TierCode
 
@@ -48,3 +50,28 @@ def lanes_4x4(a: Assembler, tier: TierCode, r: list[Reg], t: list[Reg]) -> None:
     a.vperm2i128(r[1], r[2], r[3], 0x20)
     a.vmovaps(r[2], t[0])
     a.vmovaps(r[3], t[1])
+
+
+def gather(a: Assembler, tier: TierCode, dst: Reg, sources: list[Reg], places: list[tuple[int, int]]) -> None:
+    """Lane k of `dst` = lane places[k][1] of sources[places[k][0]]; `dst` is no source."""
+
+    def index(values: list[int]) -> Reg:
+        v = a.vec(tier.bits, "index")
+        a.vmovups(v, a.const(np.array(values, dtype=np.int32)))
+        return v
+
+    with a.scope():
+        if not tier.masks:
+            order, part = index([lane for _, lane in places]), a.vec(tier.bits, "part")
+            a.vpermd(dst, order, sources[0])
+            for i, source in enumerate(sources[1:], 1):
+                a.vpermd(part, order, source)
+                a.vpblendd(dst, dst, part, sum(1 << k for k, (r, _) in enumerate(places) if r == i))
+            return
+        a.vmovaps(dst, sources[0])
+        for i, source in enumerate(sources[1:], 1):
+            # The first step picks from two sources, later ones keep what is in place.
+            kept = [lane if i == 1 else k for k, (_, lane) in enumerate(places)]
+            picks = [tier.lanes + lane if r == i else kept[k] for k, (r, lane) in enumerate(places)]
+            with a.scope():
+                a.vpermt2d(dst, index(picks), source)
