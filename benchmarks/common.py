@@ -21,10 +21,10 @@ from rich.console import Console
 from rich.table import Table
 
 from vnnigen.bench.machine import describe_machine
-from vnnigen.runtime.peak import measure_peaks, peak_for
 from vnnigen.bench.timing import Samples, compare
 from vnnigen.bench.workload import Request, Workload, build_workload, f32_request
 from vnnigen.isa.tiers import why_not
+from vnnigen.runtime.peak import measure_peaks, peak_for
 
 #: Nanoseconds that a sample of a peer should last; what `compare` uses.
 _SAMPLE_NS = 2_000_000
