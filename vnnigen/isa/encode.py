@@ -11,7 +11,7 @@ from iced_x86 import BlockEncoder, Decoder, Formatter, FormatterSyntax, Instruct
 
 from vnnigen.errors import AssemblerError
 from vnnigen.isa.forms import Form
-from vnnigen.isa.registers import POOL_BASE, Label, Mask, Mem, Operand
+from vnnigen.isa.registers import POOL_BASE, Label, Mask, Mem, Operand, Reg
 
 
 class Insn(NamedTuple):
@@ -75,6 +75,8 @@ class Program:
 def _build(insn: Insn, number: int, targets: dict[Label, int]) -> Instruction:
     """Make the iced-x86 instruction. Its `ip` is its number: that is how branches find it."""
     form, operands, mask, zero = insn
+    if form.distinct:
+        _check_distinct(insn)
     raw: list[Any] = []
     for o in operands:
         if o.__class__ is int:
@@ -87,6 +89,13 @@ def _build(insn: Insn, number: int, targets: dict[Label, int]) -> Instruction:
         built.op_mask = mask.raw  # type: ignore[assignment]
         built.zeroing_masking = zero
     return built
+
+
+def _check_distinct(insn: Insn) -> None:
+    registers = [o for o in insn.operands if isinstance(o, Reg)]
+    if len({r.index for r in registers}) < len(registers):
+        names = ", ".join(r.asm for r in registers)
+        raise AssemblerError(f"{insn.form.mnemonic} {names}: the registers must all be different")
 
 
 @dataclass(frozen=True)

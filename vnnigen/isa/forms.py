@@ -122,6 +122,7 @@ class Form:
     features: frozenset[str]
     wide: bool  # touches ymm or zmm, so the function needs VZEROUPPER
     ends: bool  # control never falls through
+    distinct: bool  # its registers must all be different (AMX products, gathers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +252,8 @@ def select(
         )
     build = _mov_imm64 if "IMM64" in best.slots else _build_function(kinds)
     wide = any(s[:3] in ("YMM", "ZMM") for s in best.slots)
-    return Form(mnemonic, best.code, build, best.features, wide, ends=mnemonic in ("ret", "jmp"))
+    ends, distinct = mnemonic in ("ret", "jmp"), OpCodeInfo(best.code).requires_unique_reg_nums
+    return Form(mnemonic, best.code, build, best.features, wide, ends, distinct)
 
 
 def _describe(kinds: tuple[str, ...]) -> str:

@@ -45,7 +45,26 @@ def nan_rule(r: Lanes, *sources: Lanes) -> Lanes:
 
 
 def fma(a: Lanes, b: Lanes, c: Lanes) -> Lanes:
-    """Return a * b + c with one rounding (NaNs are left to `nan_rule`).
+    """Return a * b + c with one rounding (NaNs are left to `nan_rule`)."""
+    return _fused(a, b, c).astype("f4")
+
+
+def fma_flushed(a: Lanes, b: Lanes, c: Lanes) -> Lanes:
+    """The same, with tiny results turned into zeros of their sign.
+
+    Tiny is what lies below the normal numbers after rounding to 24 bits with any exponent (SDM volume 1, section
+    4.9.1.5): 2**-126 * (1 - 2**-24) is, though as a float32 it rounds to 2**-126.
+    """
+    s = _fused(a, b, c)
+    small = np.abs(s) < _TINY
+    return (np.where(small, np.copysign(0.0, s), s) if any_true(small) else s).astype("f4")
+
+
+_TINY = 2.0**-126 * (1 - 2.0**-25)
+
+
+def _fused(a: Lanes, b: Lanes, c: Lanes) -> Lanes:
+    """Return a * b + c in float64, such that rounding it to float32 gives what one rounding would.
 
     The product of two float32 is exact in float64. Rounding the sum to float64 and then to float32 is wrong
     only where the first rounding lands on a tie of the second: halfway between normal float32 numbers, which
@@ -53,13 +72,13 @@ def fma(a: Lanes, b: Lanes, c: Lanes) -> Lanes:
     """
     p = a.astype("f8")
     p *= b
-    s = p + c
+    s: Lanes = p + c
     bits = s.view("u8")
     tie = bits & _BELOW_F32 == _HALF_F32
     tie |= (bits << 1) - 1 < _DENORMAL_F32  # zero wraps around
     if any_true(tie):
         s = _round_to_odd(p, c.astype("f8"), s)
-    return s.astype("f4")
+    return s
 
 
 _BELOW_F32, _HALF_F32 = np.uint64(2**29 - 1), np.uint64(2**28)

@@ -10,7 +10,7 @@ import numpy as np
 
 from vnnigen.errors import EmulatorError
 from vnnigen.isa.insn import insn
-from vnnigen.isa.lanes import Lanes, flush, fma, nan_rule
+from vnnigen.isa.lanes import Lanes, flush, fma_flushed, nan_rule
 from vnnigen.isa.machine import Machine
 from vnnigen.isa.tiles import CONFIG_BYTES, Bytes
 
@@ -115,8 +115,8 @@ def _(m: Machine, c: int, a: int, b: int) -> None:
     right = right.reshape(pairs, columns, 2)
     sums: Lanes = np.zeros((len(acc), columns, 2), np.float32)
     for k in range(pairs):
-        p, q = left[:, k], right[k]
-        sums = flush(nan_rule(fma(p, q, sums), *np.broadcast_arrays(p, q, sums)))
+        p, q = np.broadcast_to(left[:, k], sums.shape), np.broadcast_to(right[k], sums.shape)
+        sums = nan_rule(fma_flushed(p, q, sums), p, q, sums)
     even, odd = sums[..., 0], sums[..., 1]
     dot = flush(nan_rule(even + odd, even, odd))
     old = flush(acc.view("f4"))

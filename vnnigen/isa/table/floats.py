@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vnnigen.isa.insn import insn
-from vnnigen.isa.lanes import Lanes, f32_to_bf16, flush, fma, nan_rule
+from vnnigen.isa.lanes import Lanes, f32_to_bf16, flush, fma, fma_flushed, nan_rule
 
 Op = Callable[..., Any]
 
@@ -173,5 +173,26 @@ def _(acc: Lanes, a: Lanes, b: Lanes) -> Lanes:
     acc = flush(acc)
     for x_bits, y_bits in ((a & _ODD, b & _ODD), (a << 16, b << 16)):  # each as float32
         x, y = flush(x_bits.view("f4")), flush(y_bits.view("f4"))
-        acc = flush(nan_rule(fma(x, y, acc), x, y, acc))
+        acc = nan_rule(fma_flushed(x, y, acc), x, y, acc)
     return acc
+
+
+# -- float16 ----------------------------------------------------------------------------------------------
+
+
+@insn("vcvtph2ps", lanes="f4 f2", cut=True)
+def _(a: Lanes) -> Lanes:
+    return nan_rule(wide := a.astype("f4"), wide)
+
+
+@insn("vcvtps2ph", lanes="u2 f4", cut=True)
+def _(a: Lanes, control: int) -> Lanes:
+    near = a.astype("f2")
+    mode = 0 if control & 4 else control & 3  # bit 2: MXCSR's mode, which is nearest
+    if mode:  # 1 down, 2 up, 3 to zero: a step back where nearest went the other way
+        target = np.where(a > 0, -np.inf, np.inf) if mode == 3 else np.full(a.shape, (-np.inf, np.inf)[mode - 1])
+        beyond = np.abs(near) > np.abs(a) if mode == 3 else (near > a if mode == 1 else near < a)
+        near = np.where(beyond, np.nextafter(near, target.astype("f2")), near)
+    bits = a.view("u4")
+    nan = (bits >> 16 & 0x8000) | 0x7E00 | (bits >> 13 & 0x1FF)
+    return np.where(np.isnan(a), nan, near.view("u2"))
