@@ -66,7 +66,7 @@ def test_channel_order(size: int, lanes: int) -> None:
 @given(win=WINDOWS, oh=st.integers(1, 9), ow=st.integers(1, 9))
 def test_tiles_fit(tier: str, mac: object, win: Window, oh: int, ow: int) -> None:
     code = TIER_CODE[tier]
-    th, tw = choose_tile(win, code, mac, oh, ow)  # type: ignore[arg-type]
+    th, tw = choose_tile(win, code, mac, oh, ow, EPILOGUE_TEMPS)  # type: ignore[arg-type]
     size = mac.k_per_dword  # type: ignore[attr-defined]
     columns = {4: 5, 2: 3, 1: 1}[size]
     accumulators = th * tw * size

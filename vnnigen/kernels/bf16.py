@@ -21,4 +21,5 @@ def round_to_bf16(v: npt.ArrayLike) -> Array:
         rounded = (bits + np.uint32(0x7FFF) + (top & np.uint32(1))) >> np.uint32(16)
     rounded = np.where(magnitude > 0x7F800000, top | np.uint32(0x40), rounded)
     rounded = np.where(magnitude < 0x00800000, top & np.uint32(0x8000), rounded)
-    return rounded.astype(np.uint16).view(NUMPY["bf16"]).reshape(np.shape(v))
+    result: Array = rounded.astype(np.uint16).view(NUMPY["bf16"]).reshape(np.shape(v))
+    return result

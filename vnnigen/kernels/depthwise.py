@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from vnnigen.errors import ShapeError
 from vnnigen.isa.assembler import Code, Mem
 from vnnigen.kernels.blocking import Blocking, grid
-from vnnigen.kernels.emit_epilogue import EPILOGUE_TEMPS, Tile, emit_epilogue
+from vnnigen.kernels.emit_epilogue import Tile, emit_epilogue, epilogue_registers
 from vnnigen.kernels.emit_tile import tile_offsets
 from vnnigen.kernels.epilogue import Epilogue, EpilogueSpec
-from vnnigen.kernels.geometry import Geometry
+from vnnigen.kernels.geometry import SRC_BYTES, Geometry
 from vnnigen.kernels.layout import ConstLayout
 from vnnigen.kernels.mac import CHAIN_EXACT, CHAIN_FAST, FMA, VNNI, Mac, MacStream, TierCode
 from vnnigen.kernels.nest import LoopNest, NestKey
@@ -119,10 +119,10 @@ def channel_order(size: int, lanes: int) -> NDArray[np.intp]:
 
 
 @lru_cache(maxsize=1024)
-def choose_tile(win: Window, tier: TierCode, mac: Mac, oh: int, ow: int) -> tuple[int, int]:
-    """The tile with the fewest instructions per output that fits the registers."""
+def choose_tile(win: Window, tier: TierCode, mac: Mac, oh: int, ow: int, epilogue: int) -> tuple[int, int]:
+    """The tile with the fewest instructions per output that fits the registers, `epilogue` of them being taken."""
     size = mac.k_per_dword
-    room = tier.registers - max(mac.temps(tier.bits) + 5, EPILOGUE_TEMPS)
+    room = tier.registers - max(mac.temps(tier.bits) + 7, epilogue)
     best: tuple[float, tuple[int, int]] | None = None
     for th in range(1, min(4, oh) + 1):
         for tw in range(1, min(4, ow) + 1):
@@ -161,7 +161,9 @@ class DepthwiseKey(NestKey):
 
     def build(self, features: frozenset[str] | None) -> Code:
         """Generate the code, using only instructions of `features`."""
-        return DepthwiseNest(self, features).build()
+        from vnnigen.kernels.depthwise_edges import EdgeDepthwise
+
+        return (DepthwiseNest if self.blocking.copy else EdgeDepthwise)(self, features).build()
 
 
 class DepthwiseNest(LoopNest):
@@ -171,7 +173,7 @@ class DepthwiseNest(LoopNest):
         super().__init__(key, features)
         self.size = key.mac.k_per_dword
         self.window = key.window
-        self.vectors = weight_vectors(key.window, self.size, *_packed_tile(key.window, key.tier, key.mac))
+        self.vectors = weight_vectors(key.window, self.size, *_packed_tile(key.window, key.tier, key.mac, key.spec))
         self.block_bytes = len(self.vectors) * self.size * key.tier.vector_bytes
         self.panel_bytes = self.block_bytes
         self.source_step = key.block_columns * key.mac.element_bytes
@@ -211,13 +213,17 @@ class DepthwiseNest(LoopNest):
         stream.flush()
 
     def _interleave(self, r: list[Reg], sources: list[Mem]) -> list[Reg]:
-        """Load the columns and interleave them: G registers, each lane with G taps of one channel."""
-        a = self.a
+        """Load the columns and interleave them."""
         for reg, mem in zip(r, sources, strict=False):
-            a.vmovups(reg, mem)
-        if len(sources) == 1:
+            self.a.vmovups(reg, mem)
+        return self._mix(r)
+
+    def _mix(self, r: list[Reg]) -> list[Reg]:
+        """Interleave the first G registers: each lane of the G results has G taps of one channel."""
+        a = self.a
+        if self.size == 1:
             return [r[0]]
-        if len(sources) == 2:
+        if self.size == 2:
             a.vpunpcklwd(r[2], r[0], r[1])
             a.vpunpckhwd(r[0], r[0], r[1])
             return [r[2], r[0]]
@@ -307,9 +313,9 @@ class DepthwiseNest(LoopNest):
         return q
 
 
-def _packed_tile(win: Window, tier: TierCode, mac: Mac) -> tuple[int, int]:
+def _packed_tile(win: Window, tier: TierCode, mac: Mac, spec: EpilogueSpec) -> tuple[int, int]:
     """The largest tile any shape may choose: what the packed weights are made for."""
-    return choose_tile(win, tier, mac, 1 << 20, 1 << 20)
+    return choose_tile(win, tier, mac, 1 << 20, 1 << 20, epilogue_registers(spec, tier))
 
 
 @dataclass(frozen=True, eq=False)
@@ -328,10 +334,12 @@ class PackedDepthwise:
         mac = self.runs[0].mac
         flat = replace(g, groups=1, n=g.ic)
         size = mac.k_per_dword
-        th, tw = _packed_tile(self.window, self.tier, mac)
+        th, tw = _packed_tile(self.window, self.tier, mac, self.epilogue.spec)
         th, tw = min(th, g.oh), min(tw, g.ow)
         block = size * self.tier.lanes
-        copy = g.padded or g.src != mac.element or g.ic % block != 0
+        # Words are widened when they are copied; without byte masks, a tail of channels cannot be loaded in place.
+        in_place = SRC_BYTES[g.src] == mac.element_bytes and (self.tier.masks or g.ic % block == 0)
+        copy = not in_place
         strip, chunk = grid(
             flat, mac, th, -(-g.ic // block), copy, macs=g.oh * g.ow * g.ic * g.kh * g.kw * g.images * 4
         )
@@ -373,14 +381,14 @@ def pack(op: str, w: Weights, tier: TierCode, src: DType, x_zp: int, epilogue: E
     """
     win = Window(*w.window) if w.window else Window(1, 1, 1, 1, 1, 1)
     taps = w.values.reshape(w.values.shape[0], *w.values.shape[2:])
-    mac = _choose_mac(w, taps, win, tier)
+    mac = _choose_mac(w, taps, win, tier, epilogue.spec)
     taps = as_element(taps, mac)
     size, block = mac.k_per_dword, mac.k_per_dword * tier.lanes
     if mac is CHAIN_EXACT:
         taps = taps.astype(np.int16)
         if w.zero_point is not None:
             taps = taps - w.zero_point.astype(np.int16)[:, None, None]
-    vectors = weight_vectors(win, size, *_packed_tile(win, tier, mac))
+    vectors = weight_vectors(win, size, *_packed_tile(win, tier, mac, epilogue.spec))
     panels = _vectors(taps, vectors, size, block, tier.lanes)
     packed = aligned(panels.nbytes)
     packed.view(panels.dtype)[:] = panels.ravel()
@@ -398,7 +406,9 @@ def pack(op: str, w: Weights, tier: TierCode, src: DType, x_zp: int, epilogue: E
         pad=pad_vector(mac, x_zp, shift), w_zp=None,
     )  # fmt: skip
     order = channel_order(size, tier.lanes)
-    mixed = [lay.init] + ([lay.m, lay.b] if unordered(epilogue.spec, size) else [])
+    mixed = [lay.init]
+    if unordered(epilogue.spec, size):
+        mixed += [lay.m, lay.b, *(lay.vector(i) for i in range(len(epilogue.vectors)))]
     for offset in mixed:
         view = consts[offset : offset + 4 * columns].view(np.int32).reshape(-1, block)
         view[:] = view[:, order]
@@ -412,13 +422,13 @@ def pack(op: str, w: Weights, tier: TierCode, src: DType, x_zp: int, epilogue: E
     )
 
 
-def _choose_mac(w: Weights, taps: Array, win: Window, tier: TierCode) -> Mac:
+def _choose_mac(w: Weights, taps: Array, win: Window, tier: TierCode, spec: EpilogueSpec) -> Mac:
     if w.kind != "int8":
         return FMA
     if w.zero_point is not None:
         return CHAIN_EXACT
     if tier.vnni:
         return VNNI
-    vectors = weight_vectors(win, 4, *_packed_tile(win, tier, CHAIN_FAST))
+    vectors = weight_vectors(win, 4, *_packed_tile(win, tier, CHAIN_FAST, spec))
     pairs = _vectors(taps, vectors, 4, 4 * tier.lanes, tier.lanes)
     return CHAIN_FAST if bool(safe_columns(pairs.reshape(1, 1, -1)).all()) else CHAIN_EXACT

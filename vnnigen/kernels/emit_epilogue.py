@@ -13,16 +13,19 @@ from typing import Any
 import numpy as np
 
 from vnnigen.isa.assembler import Assembler, Mem
+from vnnigen.kernels import emit_approx
+from vnnigen.kernels.approx import PROGRAMS, Bits, Scalar
 from vnnigen.kernels.emit_common import lane_mask, load_bytes, set_mask, store_bytes
 from vnnigen.kernels.epilogue import FLOATS, EpilogueSpec, StepSpec
 from vnnigen.kernels.layout import ARG_DST, ARG_TENSORS, ConstLayout
 from vnnigen.kernels.mac import TierCode
+from vnnigen.kernels.post_ops import CHANNEL_KINDS, TENSOR_KINDS
 
 Reg = Any
 OUT_BYTES = {"u8": 1, "s8": 1, "bf16": 2, "s32": 4, "f32": 4}
 #: Instructions that widen a tensor's elements to 32 bits (a bf16 is then shifted into the upper half).
 WIDEN = {"u8": "vpmovzxbd", "s8": "vpmovsxbd", "bf16": "vpmovzxwd"}
-#: Vector registers every step may use besides the accumulators.
+#: Vector registers that steps use besides the accumulators, where nothing below says more.
 EPILOGUE_TEMPS = 3
 
 
@@ -32,7 +35,9 @@ ROUND_TEMPS = 4
 
 def epilogue_registers(spec: EpilogueSpec, tier: TierCode) -> int:
     """Vector registers that an epilogue needs besides its accumulators: what blocking must leave free."""
-    return ROUND_TEMPS if spec.out == "bf16" and not tier.bf16 and not tier.masks else EPILOGUE_TEMPS
+    rounding = ROUND_TEMPS if spec.out == "bf16" and not tier.bf16 and not tier.masks else 0
+    programs = [emit_approx.lowered(s.kind, tier.masks).registers for s in spec.steps if s.kind in PROGRAMS]
+    return max(EPILOGUE_TEMPS, rounding, *programs)
 
 
 @dataclass
@@ -90,6 +95,9 @@ class Tile:
         return [(i, j) for i in range(len(self.acc)) for j in range(self.nr)]
 
 
+StepEmit = Callable[[Tile, StepSpec, int, int], None]
+
+
 def splat(a: Assembler, tier: TierCode, value: np.int32 | np.float32) -> Mem:
     """A memory operand with `value` in all lanes: four bytes broadcast, or, without EVEX, a whole vector."""
     if tier.masks:
@@ -121,13 +129,35 @@ def _load_lanes(t: Tile, dst: Reg, mem: Mem, kind: str, lanes: int, k: Reg | Non
         a.vpslld(dst, dst, 16)
 
 
-def _emit_sum(t: Tile, step: StepSpec, at: int, tensor: int) -> None:
-    """V = fma(f32(x - zp), scale, v); the subtraction of small integers is exact in f32."""
+def _addend(a: Assembler, v: Reg, x: Reg, scale: Reg) -> None:
+    a.vfmadd231ps(v, x, scale)
+
+
+def _then(mnemonic: str) -> Callable[[Assembler, Reg, Reg, Reg], None]:
+    """X *= scale, then v = op(v, x)."""
+
+    def combine(a: Assembler, v: Reg, x: Reg, scale: Reg) -> None:
+        a.vmulps(x, x, scale)
+        getattr(a, mnemonic)(v, v, x)
+
+    return combine
+
+
+TENSOR_EMIT: dict[str, Callable[[Assembler, Reg, Reg, Reg], None]] = {
+    "sum": _addend,
+    "tensor_mul": _then("vmulps"),
+    "tensor_max": _then("vmaxps"),
+    "tensor_min": _then("vminps"),
+}
+
+
+def _emit_tensor(t: Tile, step: StepSpec, at: int, tensor: int) -> None:
+    """Combine v with f32(x - zp) and a scale; the subtraction of small integers is exact in f32."""
     a = t.a
     kind = step.tensor or "f32"
     with a.scope():
-        scale = t.scalar("sum_scale", at)
-        zp = t.scalar("sum_zp", at + 1) if step.has_zero_point else None
+        scale = t.scalar("tensor_scale", at)
+        zp = t.scalar("tensor_zp", at + 1) if step.has_zero_point else None
         x = t.temp("addend")
         k = None
         a.mov(t.ptr, Mem(t.args, 8 * (ARG_TENSORS + tensor)))
@@ -141,7 +171,36 @@ def _emit_sum(t: Tile, step: StepSpec, at: int, tensor: int) -> None:
                 a.vcvtdq2ps(x, x)
             if zp is not None:
                 a.vsubps(x, x, zp)
-            a.vfmadd231ps(t.acc[i][j], x, scale)
+            TENSOR_EMIT[step.kind](a, t.acc[i][j], x, scale)
+
+
+def _emit_channel(mnemonic: str) -> StepEmit:
+    """V = op(v, x[c]), x a vector of the constant block."""
+
+    def emit(t: Tile, _step: StepSpec, _at: int, vector: int) -> None:
+        for j in range(t.nr):
+            for row in t.acc:
+                getattr(t.a, mnemonic)(row[j], row[j], t.column(t.lay.vector(vector), j))
+
+    return emit
+
+
+def _emit_program(t: Tile, step: StepSpec, at: int, _tensor: int) -> None:
+    """A function of `approx`."""
+    code = emit_approx.lowered(step.kind, t.tier.masks)
+
+    def memory(place: Bits | Scalar, four_bytes: bool) -> Mem:
+        if isinstance(place, Scalar):
+            mem = Mem(t.consts, t.lay.scalars + 4 * (at + place.index))
+            return mem if four_bytes else mem.broadcast()
+        if four_bytes:
+            return t.a.const(np.uint32(place.bits), align=4)
+        return splat(t.a, t.tier, place.value)
+
+    with t.a.scope():
+        temps = [t.temp(f"{step.kind}{i}") for i in range(code.registers)]
+        for i, j in t.cells():
+            emit_approx.emit(t.a, code, t.acc[i][j], temps, memory)
 
 
 def _emit_linear(t: Tile, _step: StepSpec, at: int, _tensor: int) -> None:
@@ -184,9 +243,14 @@ def _emit_leaky(t: Tile, _step: StepSpec, at: int, _tensor: int) -> None:
                 a.vblendvps(v, v, scaled, v)
 
 
-StepEmit = Callable[[Tile, StepSpec, int, int], None]
+#: Arguments: the tile, the step, its first scalar, and which tensor argument or vector of constants is its own.
 STEP_EMIT: dict[str, StepEmit] = {
-    "sum": _emit_sum,
+    **dict.fromkeys(TENSOR_EMIT, _emit_tensor),
+    "channel_add": _emit_channel("vaddps"),
+    "channel_mul": _emit_channel("vmulps"),
+    "channel_max": _emit_channel("vmaxps"),
+    "channel_min": _emit_channel("vminps"),
+    **dict.fromkeys(PROGRAMS, _emit_program),
     "linear": _emit_linear,
     "max": _emit_bound("vmaxps"),
     "min": _emit_bound("vminps"),
@@ -220,13 +284,14 @@ def _scale(t: Tile) -> None:
 
 
 def emit_epilogue(t: Tile) -> None:
-    """Scale, apply the post-ops, convert and store a tile. Uses at most EPILOGUE_TEMPS vectors at a time."""
+    """Scale, apply the post-ops, convert and store a tile. Uses at most `epilogue_registers` vectors at a time."""
     a, spec = t.a, t.spec
     _scale(t)
-    tensor = 0
+    tensor = vector = 0
     for step, at in spec.slots():
-        STEP_EMIT[step.kind](t, step, at, tensor)
-        tensor += 1 if step.kind == "sum" else 0
+        STEP_EMIT[step.kind](t, step, at, vector if step.kind in CHANNEL_KINDS else tensor)
+        tensor += step.kind in TENSOR_KINDS
+        vector += step.kind in CHANNEL_KINDS
     if spec.post_scale:
         with a.scope():
             scale = t.scalar("post_scale", spec.post_scale_slot)

@@ -27,10 +27,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from vnnigen.errors import DTypeError, QuantizationError
+from vnnigen.errors import DTypeError, QuantizationError, ShapeError
 from vnnigen.kernels.bf16 import round_to_bf16
 from vnnigen.kernels.fma import fma32
 from vnnigen.kernels.post_ops import (
+    CHANNEL_KINDS,
     STEP_RANGE,
     STEP_REFERENCE,
     STEP_SCALARS,
@@ -103,7 +104,11 @@ class EpilogueSpec:
 
 @dataclass(frozen=True, eq=False)
 class Epilogue:
-    """A structure and its constants. `tensors` has one entry per step with a tensor, None meaning `out`."""
+    """A structure and its constants.
+
+    `tensors` has one entry per step with a tensor, None meaning `out`; `vectors` one f32 array of shape (n,) per step
+    with a constant per channel.
+    """
 
     spec: EpilogueSpec
     m: F32 | None
@@ -111,6 +116,7 @@ class Epilogue:
     scalars: F32
     zero_point: int
     tensors: tuple[Array | None, ...]
+    vectors: tuple[F32, ...] = ()
 
 
 def fold(
@@ -132,7 +138,7 @@ def fold(
     is in real units (an s32 bias belongs to the accumulator); `acc_bound`, of shape (n,), bounds the
     accumulator's magnitude. The output scale is folded into the constants when every post-op is piecewise
     linear. Raises QuantizationError for scales, zero points or combinations that do not fit, DTypeError for
-    arguments of the wrong type.
+    arguments of the wrong type, ShapeError for a vector of another length than `n`.
     """
     _check_post_ops(post_ops)
     x_scales = check_scale(x_scale, "x_scale")
@@ -158,11 +164,22 @@ def fold(
         acc, specs, post_scale, out, False, zero_point != 0,
         has_m=acc == "s32" or bool((m != 1).any()), has_b=b is not None,
     )  # fmt: skip
-    if out not in FLOATS and not _upper_end(spec, m, b, np.array(scalars, np.float32), acc_bound) < _CONVERTIBLE:
+    vectors = tuple(_vector(step.tensor, n) for step in steps if step.kind in CHANNEL_KINDS)
+    upper = _upper_end(spec, m, b, np.array(scalars, np.float32), acc_bound, vectors)
+    if out not in FLOATS and not upper < _CONVERTIBLE:
         spec = replace(spec, clamp_hi=True)
         scalars.append(INT_RANGE[out][1] - zero_point)
     tensors = tuple(step.tensor for step in steps if step.kind in TENSOR_KINDS)
-    return Epilogue(spec, m if spec.has_m else None, b, _frozen(np.array(scalars, np.float32)), zero_point, tensors)
+    frozen = _frozen(np.array(scalars, np.float32))
+    return Epilogue(spec, m if spec.has_m else None, b, frozen, zero_point, tensors, vectors)
+
+
+def _vector(values: Array | None, n: int) -> F32:
+    """The constants of a channel step, rounded."""
+    if values is None or values.shape != (n,):
+        shape = None if values is None else values.shape
+        raise ShapeError(f"a Binary vector has shape {shape}; there are {n} output channels")
+    return _to_f32(values, "a Binary vector's value")
 
 
 def _check_post_ops(post_ops: Sequence[PostOp]) -> None:
@@ -252,18 +269,24 @@ def _frozen(a: F32) -> F32:
     return a
 
 
-def _upper_end(spec: EpilogueSpec, m: F32, b: F32 | None, scalars: F32, acc_bound: F64 | None) -> float:
+def _upper_end(
+    spec: EpilogueSpec, m: F32, b: F32 | None, scalars: F32, acc_bound: F64 | None, vectors: Sequence[F32]
+) -> float:
     """Return a number that v, before the clamp, is never above (infinity when nothing is known)."""
     if acc_bound is None:
         acc_bound = np.full(m.shape, 2.0**31 if spec.acc == "s32" else np.inf)
     reach = acc_bound * m.astype(np.float64)
     shift = np.zeros(()) if b is None else b.astype(np.float64)
     lo, hi = _widen(float((shift - reach).min()), float((shift + reach).max()))
+    channels = iter(vectors)
     for step, first in spec.slots():
         if step.kind not in STEP_RANGE:
             lo, hi = -math.inf, math.inf
             continue
         tensor: Range = INT_RANGE.get(step.tensor, (-math.inf, math.inf)) if step.tensor else (0.0, 0.0)
+        if step.kind in CHANNEL_KINDS:
+            vector = next(channels)
+            tensor = float(vector.min()), float(vector.max())
         lo, hi = _widen(*STEP_RANGE[step.kind](lo, hi, scalars[first : first + step.n_scalars], tensor))
     return hi * float(scalars[spec.post_scale_slot]) if spec.post_scale else hi
 
@@ -284,7 +307,7 @@ def reference_epilogue(acc: Array, epilogue: Epilogue, tensors: Sequence[Array |
     spec = epilogue.spec
     if spec.out == "s32":
         return acc.astype(np.int32)
-    operands = iter(tensors or epilogue.tensors)
+    operands, vectors = iter(tensors or epilogue.tensors), iter(epilogue.vectors)
     with np.errstate(all="ignore"):
         v = acc.astype(np.float32)
         if epilogue.m is not None and epilogue.b is not None:
@@ -295,6 +318,8 @@ def reference_epilogue(acc: Array, epilogue: Epilogue, tensors: Sequence[Array |
             v = v + epilogue.b
         for step, first in spec.slots():
             tensor = next(operands) if step.kind in TENSOR_KINDS else None
+            if step.kind in CHANNEL_KINDS:
+                tensor = next(vectors)
             v = STEP_REFERENCE[step.kind](v, epilogue.scalars[first : first + step.n_scalars], tensor)
         if spec.post_scale:
             v = v * epilogue.scalars[spec.post_scale_slot]

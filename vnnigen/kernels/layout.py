@@ -28,10 +28,12 @@ class ConstLayout:
     """Byte offsets inside the constant block; `columns` is the padded column count of all groups.
 
     pad: 64 bytes of what spatial padding holds.  zero_point: 32 words of the destination's zero point.
-    scalars: f32 operands of the post-ops.  init, m, b, w_zp: one 32-bit vector of `columns` each.
+    scalars: f32 operands of the post-ops.  init, m, b, w_zp, and `vectors` more for post-ops with a constant per
+    channel: one 32-bit vector of `columns` each.
     """
 
     columns: int
+    vectors: int = 0
 
     pad: int = 0
     zero_point: int = 64
@@ -53,7 +55,11 @@ class ConstLayout:
         """Weight zero points (s32)."""
         return self.b + 4 * self.columns
 
+    def vector(self, i: int) -> int:
+        """Constants per channel of post-ops: vector i (f32)."""
+        return self.w_zp + 4 * self.columns * (1 + i)
+
     @property
     def size(self) -> int:
         """Bytes of the whole block, with room for a full vector past the last column."""
-        return self.w_zp + 4 * self.columns + 64
+        return self.vector(self.vectors) + 64

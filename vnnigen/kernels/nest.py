@@ -17,7 +17,7 @@ from vnnigen.isa.assembler import Arg, Assembler, Code, Mem
 from vnnigen.kernels.blocking import Blocking, Registers
 from vnnigen.kernels.emit_common import add_const, div_const
 from vnnigen.kernels.emit_copy import CopyRegs, CopyStage, scratch_rows
-from vnnigen.kernels.emit_epilogue import EPILOGUE_TEMPS
+from vnnigen.kernels.emit_epilogue import epilogue_registers
 from vnnigen.kernels.emit_tile import Cursors, TileCode, emit_tile, tile_offsets
 from vnnigen.kernels.epilogue import EpilogueSpec
 from vnnigen.kernels.geometry import SRC_BYTES, Geometry, segments
@@ -111,9 +111,9 @@ class NestKey:
         return Nest(self, features).build()
 
 
-def register_need(mac: Mac, tier: TierCode, row_sums: bool) -> Registers:
+def register_need(mac: Mac, tier: TierCode, row_sums: bool, spec: EpilogueSpec) -> Registers:
     """Registers a tile needs besides accumulators, in the K loop and in the epilogue."""
-    return Registers(temps=mac.temps(tier.bits), row_sums=row_sums, epilogue=EPILOGUE_TEMPS)
+    return Registers(temps=mac.temps(tier.bits), row_sums=row_sums, epilogue=epilogue_registers(spec, tier))
 
 
 class LoopNest:

@@ -99,7 +99,7 @@ class Packed:
         keys = []
         for launch, r in enumerate(self.runs):
             part = _columns_of(g, r.run)
-            need = register_need(r.mac, self.tier, r.row_sums)
+            need = register_need(r.mac, self.tier, r.row_sums, self.epilogue.spec)
             blocking = choose_blocking(part, self.tier, r.mac, need)
             keys.append(
                 NestKey(

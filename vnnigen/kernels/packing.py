@@ -7,7 +7,7 @@ the start value of every accumulator, which holds the bias and what zero points 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -135,6 +135,7 @@ def fill_constants(
     w_zp: NDArray[np.int64] | None,
 ) -> NDArray[np.uint8]:
     """The constant block of one launch: `columns` of each group, everything padded to the layout's columns."""
+    lay = replace(lay, vectors=len(epilogue.vectors))
     out = aligned(lay.size)
     per_group = lay.columns // groups
     total = start.shape[1]
@@ -154,6 +155,7 @@ def fill_constants(
         (lay.m, epilogue.m, np.float32),
         (lay.b, epilogue.b, np.float32),
         (lay.w_zp, w_zp, np.int32),
+        *((lay.vector(i), values, np.float32) for i, values in enumerate(epilogue.vectors)),
     ):
         if values is not None:
             put(offset, values, dtype)

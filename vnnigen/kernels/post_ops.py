@@ -13,6 +13,15 @@ operation below rounding once to f32:
     max     v = v > lo*s ? v : lo*s              a NaN becomes the bound (VMAXPS v, v, lo)
     min     v = v < hi*s ? v : hi*s              likewise (VMINPS v, v, hi)
     leaky   v = sign bit of v set ? v*alpha : v
+
+    tensor_mul, tensor_max, tensor_min: x = (f32(t) - zp) * scale, times s for the bounds; then
+            v = v * x, v = v > x ? v : x (a NaN becomes x), v = v < x ? v : x
+    channel_add, channel_mul, channel_max, channel_min: the same with x[c], one constant per output channel
+            (x = t*scale, times s but for channel_mul, rounded to f32 once); channel_add is v = v + x
+
+All of these commute with a positive factor on v: f(v*s) = s * f(v) but for rounding, once additive constants and
+bounds carry s (a product's other factor does not: v*s * t = s * v*t). So the output scale may be folded in. The
+functions of `approx` do not, they see v in real units.
 """
 
 from __future__ import annotations
@@ -20,12 +29,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from vnnigen.errors import DTypeError, QuantizationError
+from vnnigen.kernels.approx import PROGRAMS, evaluate
 from vnnigen.kernels.fma import fma32
 from vnnigen.kernels.types import F32, INT_RANGE, Array, DType, dtype_name
 
@@ -39,7 +49,8 @@ SUM_DTYPES: tuple[DType, ...] = ("u8", "s8", "s32", "f32", "bf16")
 class Step:
     """One primitive operation with its constants still in float64.
 
-    `tensor` is for kinds in TENSOR_KINDS: the array read, or None for the output's previous contents.
+    `tensor` is for kinds in TENSOR_KINDS: the array read, or None for the output's previous contents; for kinds in
+    CHANNEL_KINDS it holds the constant of each output channel.
     """
 
     kind: str
@@ -59,8 +70,41 @@ class PostOp:
         raise NotImplementedError
 
 
+class TensorOp(PostOp):
+    """A post-op with a tensor: its own, or one given at the call."""
+
+    tensor: Array | None
+    dtype: npt.DTypeLike | None
+
+    @property
+    def takes_tensor(self) -> bool:
+        """Whether a kernel reads a tensor of the output's shape (not: one constant per channel)."""
+        return self.tensor is None or self.tensor.ndim != 1
+
+    def _check(self, scale: object, zero_point: object) -> None:
+        """Check all fields; the zero point's range too where the tensor's type is known already."""
+        name = type(self).__name__
+        _finite(scale, f"{name} scale")
+        if isinstance(zero_point, bool) or not isinstance(zero_point, (int, np.integer)):
+            raise DTypeError(f"{name} zero_point must be an integer, not {zero_point!r}")
+        if self.tensor is not None:
+            if not isinstance(self.tensor, np.ndarray):
+                raise DTypeError(f"{name} tensor must be a NumPy array, not {type(self.tensor).__name__}")
+            if self.dtype is not None:
+                raise DTypeError(f"{name} dtype is for a tensor given at the call; this {name} has its own tensor")
+        dtype = self._dtype()
+        if dtype is not None:
+            check_sum_zero_point(int(zero_point), dtype)
+
+    def _dtype(self) -> DType | None:
+        """The tensor's type, None where it is the output's."""
+        given = self.tensor.dtype if self.tensor is not None else self.dtype
+        what = "tensor" if self.tensor is not None else "dtype"
+        return None if given is None else dtype_name(given, f"{type(self).__name__} {what}", SUM_DTYPES)
+
+
 @dataclass(frozen=True, eq=False)
-class Sum(PostOp):
+class Sum(TensorOp):
     """Add `scale * (t - zero_point)`; `t` is `tensor` or, where None, given at the call or the old `out`.
 
     `tensor` has the output's shape and type u8, s8, s32, f32 or bf16; the zero point must be 0 for all but u8, s8.
@@ -75,24 +119,56 @@ class Sum(PostOp):
     piecewise_linear: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Check the fields; the zero point's range too where the tensor's type is known already."""
-        _finite(self.scale, "Sum scale")
-        if isinstance(self.zero_point, bool) or not isinstance(self.zero_point, (int, np.integer)):
-            raise DTypeError(f"Sum zero_point must be an integer, not {self.zero_point!r}")
-        if self.tensor is not None:
-            if not isinstance(self.tensor, np.ndarray):
-                raise DTypeError(f"Sum tensor must be a NumPy array, not {type(self.tensor).__name__}")
-            if self.dtype is not None:
-                raise DTypeError("Sum dtype is for a tensor given at the call; this Sum has its own tensor")
-            check_sum_zero_point(self.zero_point, dtype_name(self.tensor.dtype, "Sum tensor", SUM_DTYPES))
-        elif self.dtype is not None:
-            check_sum_zero_point(self.zero_point, dtype_name(self.dtype, "Sum dtype", SUM_DTYPES))
+        """Check the fields."""
+        self._check(self.scale, self.zero_point)
 
     def steps(self, s: float) -> tuple[Step, ...]:
         """Lower to one `sum` step."""
-        given = self.tensor.dtype if self.tensor is not None else self.dtype
-        dtype = None if given is None else dtype_name(given, "Sum dtype", SUM_DTYPES)
-        return (Step("sum", (float(self.scale) * s,), int(self.zero_point), self.tensor, dtype),)
+        return (Step("sum", (float(self.scale) * s,), int(self.zero_point), self.tensor, self._dtype()),)
+
+
+BinaryOp = Literal["add", "sub", "mul", "max", "min"]
+
+
+@dataclass(frozen=True, eq=False)
+class Binary(TensorOp):
+    """`v op x` with `x = scale * (t - zero_point)`; op is "add", "sub", "mul", "max" or "min".
+
+    `tensor` has the output's shape and type u8, s8, s32, f32 or bf16, or is an f32 vector of shape [oc], one value per
+    output channel, which is copied. Where None, it is given at the call (of type `dtype`) or the old `out`, as for Sum.
+    The zero point must be 0 for all but u8 and s8. "add" and "sub" round once, fma(t - zp, scale, v); the others round
+    x, then, for "mul", the product. In "max" and "min" a NaN of v becomes x.
+    Raises QuantizationError or DTypeError for a bad argument; a vector of another length is a ShapeError when the
+    operator is used first.
+    """
+
+    op: BinaryOp
+    tensor: Array | None = None
+    scale: float = 1.0
+    zero_point: int = 0
+    dtype: npt.DTypeLike | None = None
+    piecewise_linear: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        if self.op not in ("add", "sub", "mul", "max", "min"):
+            raise QuantizationError(f"Binary op must be add, sub, mul, max or min, not {self.op!r}")
+        self._check(self.scale, self.zero_point)
+        if self.tensor is not None and not self.takes_tensor:
+            if self.tensor.dtype != np.float32:
+                raise DTypeError(f"a Binary vector, one value per channel, must be float32, not {self.tensor.dtype}")
+            if not np.isfinite(self.tensor).all():
+                raise QuantizationError("a Binary vector must be finite")
+            object.__setattr__(self, "tensor", self.tensor.copy())
+
+    def steps(self, s: float) -> tuple[Step, ...]:
+        """Lower to one step, on a tensor or on a constant per channel."""
+        scale = float(self.scale) * (1.0 if self.op == "mul" else s) * (-1 if self.op == "sub" else 1)
+        op = "add" if self.op == "sub" else self.op
+        if self.tensor is not None and not self.takes_tensor:
+            return (Step(f"channel_{op}", (), 0, self.tensor.astype(np.float64) * scale),)
+        kind = "sum" if op == "add" else f"tensor_{op}"
+        return (Step(kind, (scale,), int(self.zero_point), self.tensor, self._dtype()),)
 
 
 @dataclass(frozen=True)
@@ -162,11 +238,86 @@ class LeakyReLU(PostOp):
         return (Step("leaky", (float(self.alpha),)),)
 
 
+@dataclass(frozen=True)
+class HardSwish(PostOp):
+    """`v * min(max(v + 3, 0), 6) / 6`, within 3 ulp."""
+
+    piecewise_linear: ClassVar[bool] = False
+
+    def steps(self, s: float) -> tuple[Step, ...]:
+        """Lower to one `hardswish` step."""
+        return (Step("hardswish", ()),)
+
+
+@dataclass(frozen=True)
+class Sigmoid(PostOp):
+    """`1 / (1 + exp(-v))`, within 3 ulp."""
+
+    piecewise_linear: ClassVar[bool] = False
+
+    def steps(self, s: float) -> tuple[Step, ...]:
+        """Lower to one `sigmoid` step."""
+        return (Step("sigmoid", ()),)
+
+
+@dataclass(frozen=True)
+class Tanh(PostOp):
+    """`tanh(v)`, within 3 ulp."""
+
+    piecewise_linear: ClassVar[bool] = False
+
+    def steps(self, s: float) -> tuple[Step, ...]:
+        """Lower to one `tanh` step."""
+        return (Step("tanh", ()),)
+
+
+@dataclass(frozen=True)
+class SiLU(PostOp):
+    """`v / (1 + exp(-alpha * v))`, also called Swish, within 3 ulp for alpha = 1, else 3 + |alpha v|.
+
+    Raises QuantizationError unless alpha is finite and above zero.
+    """
+
+    alpha: float = 1.0
+    piecewise_linear: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        _finite(self.alpha, "SiLU alpha")
+        if not self.alpha > 0:
+            raise QuantizationError(f"SiLU alpha must be above 0, not {self.alpha}")
+
+    def steps(self, s: float) -> tuple[Step, ...]:
+        """Lower to one `silu` step."""
+        return (Step("silu", (float(self.alpha),)),)
+
+
+@dataclass(frozen=True)
+class GELU(PostOp):
+    """`v * Phi(v)`, Phi the normal distribution: by erf, or, with `approximate="tanh"`, as BERT approximates it.
+
+    "none": within 8 ulp. "tanh", `v/2 * (1 + tanh(u))`, u = sqrt(2/pi) (v + 0.044715 v**3): within
+    3 + 5|u| ulp of that formula. Raises QuantizationError for another word.
+    """
+
+    approximate: Literal["none", "tanh"] = "none"
+    piecewise_linear: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        if self.approximate not in ("none", "tanh"):
+            raise QuantizationError(f'GELU approximate must be "none" or "tanh", not {self.approximate!r}')
+
+    def steps(self, s: float) -> tuple[Step, ...]:
+        """Lower to one `gelu` or `gelu_tanh` step."""
+        return (Step("gelu" if self.approximate == "none" else "gelu_tanh", ()),)
+
+
 def check_sum_zero_point(zero_point: int, dtype: DType) -> None:
     """Raise QuantizationError unless a Sum of a tensor of `dtype` may have this zero point."""
     low, high = INT_RANGE[dtype] if dtype in ("u8", "s8") else (0, 0)
     if not low <= zero_point <= high:
-        raise QuantizationError(f"Sum zero_point {zero_point} is not in [{low}, {high}] for a {dtype} tensor")
+        raise QuantizationError(f"zero_point {zero_point} is not in [{low}, {high}] for a {dtype} tensor")
 
 
 def _number(value: object, name: str) -> float:
@@ -181,7 +332,7 @@ def _finite(value: object, name: str) -> None:
 
 
 # --- what kernels compute: one block per step kind --------------------------------------------------------
-# reference(v, c, t): the value, the step's f32 scalars, the tensor (reshaped like v) or None.
+# reference(v, c, t): the value, the step's f32 scalars, the tensor (reshaped like v), the channels' constants or None.
 # value_range(lo, hi, c, t): bounds on v before and the tensor's bounds -> bounds on v after, in float64
 # before rounding (NaN aside). Scalars are as in EpilogueSpec: a sum with a zero point has it second.
 
@@ -190,8 +341,14 @@ Reference = Callable[[F32, F32, "Array | None"], F32]
 ValueRange = Callable[[float, float, F32, Range], Range]
 
 # The number of scalars of each kind (a zero point, where present, adds one), and the kinds with a tensor.
-STEP_SCALARS: dict[str, int] = {"sum": 1, "linear": 2, "max": 1, "min": 1, "leaky": 1}
-TENSOR_KINDS = frozenset({"sum"})
+STEP_SCALARS: dict[str, int] = {
+    "sum": 1, "linear": 2, "max": 1, "min": 1, "leaky": 1, "tensor_mul": 1, "tensor_max": 1, "tensor_min": 1,
+    "channel_add": 0, "channel_mul": 0, "channel_max": 0, "channel_min": 0,
+    "hardswish": 0, "sigmoid": 0, "tanh": 0, "silu": 1, "gelu": 0, "gelu_tanh": 0,
+}  # fmt: skip
+TENSOR_KINDS = frozenset({"sum", "tensor_mul", "tensor_max", "tensor_min"})
+#: Kinds with a constant per output channel.
+CHANNEL_KINDS = frozenset({"channel_add", "channel_mul", "channel_max", "channel_min"})
 
 
 def _sum_reference(v: F32, c: F32, t: Array | None) -> F32:
@@ -242,6 +399,71 @@ def _leaky_range(lo: float, hi: float, c: F32, t: Range) -> Range:
     return min(ends), max(ends)
 
 
+def _operand(c: F32, t: Array | None) -> F32:
+    """The second operand of a tensor or channel kind."""
+    assert t is not None
+    x = t.astype(np.float32)
+    if len(c) > 1:
+        x = x - c[1]
+    return x * c[0] if len(c) else x
+
+
+def _operand_range(c: F32, t: Range) -> Range:
+    zp = float(c[1]) if len(c) > 1 else 0.0
+    return _scaled(t[0] - zp, t[1] - zp, float(c[0])) if len(c) else t
+
+
+def _add_reference(v: F32, c: F32, t: Array | None) -> F32:
+    return v + _operand(c, t)
+
+
+def _add_range(lo: float, hi: float, c: F32, t: Range) -> Range:
+    x = _operand_range(c, t)
+    return lo + x[0], hi + x[1]
+
+
+def _mul_reference(v: F32, c: F32, t: Array | None) -> F32:
+    return v * _operand(c, t)
+
+
+def _mul_range(lo: float, hi: float, c: F32, t: Range) -> Range:
+    products = [0.0 if 0 in (a, b) else a * b for a in (lo, hi) for b in _operand_range(c, t)]
+    return min(products), max(products)
+
+
+def _greater_reference(v: F32, c: F32, t: Array | None) -> F32:
+    x = _operand(c, t)
+    return np.where(v > x, v, x)
+
+
+def _greater_range(lo: float, hi: float, c: F32, t: Range) -> Range:
+    x = _operand_range(c, t)
+    return max(lo, x[0]), max(hi, x[1])
+
+
+def _less_reference(v: F32, c: F32, t: Array | None) -> F32:
+    x = _operand(c, t)
+    return np.where(v < x, v, x)
+
+
+def _less_range(lo: float, hi: float, c: F32, t: Range) -> Range:
+    x = _operand_range(c, t)
+    return min(lo, x[0]), min(hi, x[1])
+
+
+def _program_reference(kind: str) -> Reference:
+    return lambda v, c, _t: evaluate(PROGRAMS[kind], v, c)
+
+
+def _unit_range(low: float) -> ValueRange:
+    return lambda _lo, _hi, _c, _t: (low, 1.0)
+
+
+def _gate_range(lo: float, hi: float, _c: F32, _t: Range) -> Range:
+    """Of v times something between 0 and 1."""
+    return min(lo, 0.0), max(hi, 0.0)
+
+
 def _scaled(lo: float, hi: float, factor: float) -> Range:
     """Return the ends of `[lo, hi] * factor`; an infinite end times zero is zero."""
     if factor == 0:
@@ -255,6 +477,14 @@ STEP_REFERENCE: dict[str, Reference] = {
     "max": _max_reference,
     "min": _min_reference,
     "leaky": _leaky_reference,
+    "tensor_mul": _mul_reference,
+    "tensor_max": _greater_reference,
+    "tensor_min": _less_reference,
+    "channel_add": _add_reference,
+    "channel_mul": _mul_reference,
+    "channel_max": _greater_reference,
+    "channel_min": _less_reference,
+    **{kind: _program_reference(kind) for kind in PROGRAMS},
 }
 
 # A kind without an entry can yield anything.
@@ -264,4 +494,14 @@ STEP_RANGE: dict[str, ValueRange] = {
     "max": _max_range,
     "min": _min_range,
     "leaky": _leaky_range,
+    "tensor_mul": _mul_range,
+    "tensor_max": _greater_range,
+    "tensor_min": _less_range,
+    "channel_add": _add_range,
+    "channel_mul": _mul_range,
+    "channel_max": _greater_range,
+    "channel_min": _less_range,
+    "sigmoid": _unit_range(0.0),
+    "tanh": _unit_range(-1.0),
+    **dict.fromkeys(("hardswish", "silu", "gelu", "gelu_tanh"), _gate_range),
 }
