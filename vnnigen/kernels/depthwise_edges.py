@@ -1,0 +1,174 @@
+"""Depthwise convolution that reads its source in place, padding included.
+
+Copying a strip into padded scratch rows costs a depthwise kernel a third of its time, for it has little else to do.
+Here tiles at the image's edges are code of their own: where a column or row is padding, a register that holds the
+padding's value takes the place of the load.  Which tiles those are is known when the code is generated, so rows and
+columns of tiles are cut into *classes* with the same padding, most of them one tile thick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from vnnigen.isa.assembler import Mem
+from vnnigen.kernels.depthwise import DepthwiseKey, DepthwiseNest, Group
+from vnnigen.kernels.emit_common import add_const, set_mask
+from vnnigen.kernels.geometry import SRC_BYTES
+from vnnigen.kernels.mac import MacStream
+
+Reg = Any
+
+
+@dataclass(frozen=True)
+class TileClass:
+    """`count` tiles of `size` outputs from number `first` on, whose windows see `inside` (by offset) of the image."""
+
+    first: int
+    count: int
+    size: int
+    inside: tuple[bool, ...]
+
+
+def tile_classes(
+    outputs: int, tile: int, source: int, stride: int, kernel: int, dilation: int, before: int
+) -> tuple[TileClass, ...]:
+    """Cut a row (or column) of `outputs` into tiles and group neighbours with the same size and padding."""
+
+    def describe(t: int) -> tuple[int, tuple[bool, ...]]:
+        size = min(tile, outputs - t * tile)
+        reach = (size - 1) * stride + (kernel - 1) * dilation + 1
+        start = t * tile * stride - before
+        return size, tuple(0 <= start + i < source for i in range(reach))
+
+    found = []
+    for (size, inside), members in groupby(range(-(-outputs // tile)), describe):
+        tiles = list(members)
+        found.append(TileClass(tiles[0], len(tiles), size, inside))
+    return tuple(found)
+
+
+class EdgeDepthwise(DepthwiseNest):
+    """Emits a depthwise kernel without a copy stage."""
+
+    def __init__(self, key: DepthwiseKey, features: frozenset[str] | None):
+        super().__init__(key, features)
+        g, b = key.g, key.blocking
+        self.row_classes = tile_classes(g.oh, b.th, g.h, g.sh, g.kh, g.dh, g.top)
+        self.column_classes = tile_classes(g.ow, b.tw, g.w, g.sw, g.kw, g.dw, g.left)
+        self.rows_inside: tuple[bool, ...] = ()
+        self.columns_inside: tuple[bool, ...] = ()
+        self.live = key.block_columns
+
+    def _strip(self, nr: int, valid: int) -> None:
+        """All tiles of a column block, class of rows by class of rows; the cursors run on from one to the next."""
+        a, key, g = self.a, self.key, self.key.g
+        self.live = (nr - 1) * key.tier.lanes + valid
+        # The cursor stands on the window of the first output, which begins `left` columns before the image.
+        a.mov(self.cur.src, self.first_src)
+        add_const(a, self.cur.src, -g.left * self.pixel)
+        a.mov(self.cur.off, self.first_off)
+        for rows in self.row_classes:
+            self.rows_inside = rows.inside
+            with self._rows_of_strip(rows):
+                self._row(rows.size, nr, valid)
+                done = sum(c.count * c.size for c in self.column_classes)
+                add_const(a, self.cur.src, rows.size * g.sh * self.row_pitch - done * g.sw * self.pixel)
+                add_const(a, self.cur.off, (rows.size * g.ow - done) * key.ldo)
+
+    @contextmanager
+    def _rows_of_strip(self, rows: TileClass) -> Iterator[None]:
+        """Repeat the body for the tile rows of a class that lie in this strip."""
+        a, key = self.a, self.key
+        if key.strips == 1:
+            a.mov(self.cur.ptr, rows.count)
+            a.mov(self._slot(self.DOWN_LEFT), self.cur.ptr)
+            with self._slot_loop(self.DOWN_LEFT, may_be_zero=False) if rows.count > 1 else nullcontext():
+                yield
+            return
+        per_strip = key.blocking.strip // key.blocking.th
+        none = a.label("class_not_in_strip")
+        with a.scope():
+            first, last, bound = self.cur.ptr, self.cur.k, self.cur.outer
+            a.mov(first, self._slot(self.STRIP))
+            a.imul(first, first, per_strip)
+            a.lea(last, Mem(first, per_strip))
+            a.mov(bound, rows.first)
+            a.cmp(first, bound)
+            a.cmovl(first, bound)
+            a.mov(bound, rows.first + rows.count)
+            a.cmp(last, bound)
+            a.cmovg(last, bound)
+            a.sub(last, first)
+            a.jle(none)
+            a.mov(self._slot(self.DOWN_LEFT), last)
+        with self._slot_loop(self.DOWN_LEFT, may_be_zero=False):
+            yield
+        a.bind(none)
+
+    def _row(self, th: int, nr: int, valid: int) -> None:
+        """Tiles along one row of outputs, class by class; the cursors end behind the last."""
+        a, g, cur = self.a, self.key.g, self.cur
+        for columns in self.column_classes:
+            self.columns_inside = columns.inside
+            if columns.count > 1:
+                a.mov(cur.ptr, columns.count)
+                a.mov(self._slot(self.ALONG_LEFT), cur.ptr)
+            with self._slot_loop(self.ALONG_LEFT, may_be_zero=False) if columns.count > 1 else nullcontext():
+                self.emit_tile(th, columns.size, nr, valid)
+                a.add(cur.src, columns.size * g.sw * self.pixel)
+                a.add(cur.off, columns.size * self.key.ldo)
+
+    def _taps(self, acc: list[list[Reg]], groups: tuple[Group, ...]) -> None:
+        """As in the copied form, with the padding register in place of loads outside the image."""
+        a, key, cur, size = self.a, self.key, self.cur, self.size
+        bits, vb = key.tier.bits, key.tier.vector_bytes
+        stream = MacStream(a, key.mac, bits)
+        work = [a.vec(bits, f"col{i}") for i in range({4: 5, 2: 3, 1: 1}[size])]
+        pad = a.vec(bits, "pad")
+        a.vmovups(pad, Mem(cur.consts, self.lay.pad))
+        flip = None
+        if key.g.src == "s8":
+            flip = a.vec(bits, "flip")
+            a.vmovups(flip, a.const(np.full(vb, 0x80, dtype=np.uint8)))
+        mask = None
+        if self.live < key.block_columns:
+            mask = a.kreg("channels")
+            set_mask(a, mask, self.live, a.gpr("mask_bits"))
+        for group in groups:
+            row = self.rows_inside[group.row]
+            there = [c if row and self.columns_inside[c] else None for c in group.columns]
+            mixed = [pad] * size
+            if any(c is not None for c in there):
+                self._load(work, group.row, there, pad, flip, mask)
+                mixed = self._mix(work)
+            for pixel, kr, taps in group.users:
+                at = self.vectors[kr, taps] * size * vb
+                for q, source in enumerate(mixed):
+                    stream.add(acc[pixel][q], source, Mem(cur.weights, at + q * vb))
+        stream.flush()
+
+    def _load(
+        self, work: list[Reg], row: int, columns: list[int | None], pad: Reg, flip: Reg | None, mask: Reg | None
+    ) -> None:
+        """Load the columns of a group into the first work registers; spare ones meet zero weights."""
+        a = self.a
+        for i in range(self.size):
+            column = columns[i] if i < len(columns) else None
+            if column is None:
+                a.vmovaps(work[i], pad)
+                continue
+            source = Mem(self.cur.src, row * self.row_pitch + column * self.pixel)
+            if mask is None:
+                a.vmovups(work[i], source)
+            elif SRC_BYTES[self.key.g.src] == 1:
+                a.vmovdqu8(work[i], source, mask=mask, zero=True)
+            else:
+                a.vmovups(work[i], source, mask=mask, zero=True)
+            if flip is not None:
+                a.vxorps(work[i], work[i], flip)
