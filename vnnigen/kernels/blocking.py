@@ -6,7 +6,7 @@ of the parallel grid computes, from source rows that fit the L2 cache.  Chunk: `
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from vnnigen.errors import ShapeError
@@ -21,6 +21,12 @@ L1_BLOCK = 32 << 10
 TARGET_STEPS = 16
 #: Work below which splitting costs more than it gives (multiply-accumulates of one grid step).
 MIN_STEP_MACS = 1 << 19
+#: Cycles to start a tile, and to finish an accumulator; what the latter grows by for each other accumulator.
+TILE_START, ACC_END, ACC_WAIT = 4.0, 1.5, 0.06
+#: Cycles of an issue slot that a load takes from the multiplies.
+LOAD_ISSUE = 0.25
+#: Tiles among the candidates, and how much slower than the best their estimate may be.
+TILES, NEAR = 7, 1.3
 
 
 @dataclass(frozen=True)
@@ -69,76 +75,132 @@ def _pairs(tier: TierCode, need: Registers, nr_max: int, mr_max: int) -> list[tu
     return found
 
 
-def _tile_cost(mr: int, nr: int, resident: int, kd: int, mac: Mac, epilogue: float) -> float:
-    """Cycles of one tile: the slowest of multiply ports, load ports, accumulator latency and B's way from L2."""
-    loads = (mr + resident + (nr - resident) * mr) / 2
-    latency = mac.latency if mac.latency > 1 else 1.0
-    # Loads that hide behind the multiplies still take issue slots: of equals, the tile with fewer wins.
-    step = max(mr * nr * mac.cost, loads, latency, nr * 64 / 24) + loads / 8
-    if kd * nr * 64 > L1_BLOCK:
-        step += nr / 4  # weights that come from L2 for every tile are not always there in time
-    return kd * step + 12 + mr * nr * epilogue
+@dataclass(frozen=True)
+class CostModel:
+    """Estimated cycles of tiles; the constants were fitted to measurements of all vector tiers on Zen 5.
+
+    `kd` counts the K steps of a tile.
+    """
+
+    tier: TierCode
+    mac: Mac
+    kd: int
+
+    def tile(self, mr: int, nr: int, resident: int) -> float:
+        """Cycles of one tile: the slowest of multiply ports, load ports, accumulator latency and B's way from L2."""
+        mac, vector = self.mac, self.tier.vector_bytes
+        from_memory = (nr - resident) * mr
+        loads = mr + resident + from_memory
+        latency = mac.latency if mac.latency > 1 else 1.0
+        step = max(mr * nr * mac.cost, loads / 2, latency, nr * vector / 24)
+        # Loads that hide behind the multiplies still take issue slots; those that are a multiply's operand fewer.
+        step += (mr + resident + from_memory / 4) * LOAD_ISSUE
+        if self.kd * nr * vector > L1_BLOCK:
+            step += nr * vector / 256  # weights that come from L2 for every tile are not always there in time
+        # A tile's end overlaps the next one's multiplies only as far as the reorder buffer reaches.
+        acc = mr * nr
+        return self.kd * step + TILE_START + acc * (ACC_END + acc * ACC_WAIT)
+
+    def problem(self, rows: int, cols: int, panels: int, tile: tuple[int, int], nr: int, resident: int) -> float:
+        """Cycles of rows x cols pixels x panels cut into tiles of `tile` x nr, with the tails' own tiles."""
+        th, tw = tile
+        cost = 0.0
+        for h, h_count in ((th, rows // th), (rows % th, 1)):
+            for w, w_count in ((tw, cols // tw), (cols % tw, 1)):
+                for v, v_count in ((nr, panels // nr), (panels % nr, 1)):
+                    if h and w and v:
+                        cost += h_count * w_count * v_count * self.tile(h * w, v, min(v, resident))
+        return cost
 
 
-def _shape_cost(
-    rows: int, cols: int, panels: int, tile: tuple[int, int], pick: tuple[int, int, int], kd: int, mac: Mac
-) -> float:
-    """Cycles of an oh x ow x panels problem cut into th x tw x nr tiles, with the tails' own tiles."""
-    th, tw = tile
-    _, nr, resident = pick
-    cost = 0.0
-    for h, h_count in ((th, rows // th), (rows % th, 1)):
-        for w, w_count in ((tw, cols // tw), (cols % tw, 1)):
-            for v, v_count in ((nr, panels // nr), (panels % nr, 1)):
-                if h and w and v:
-                    t = _tile_cost(h * w, v, min(v, resident), kd, mac, 2.5)
-                    cost += h_count * w_count * v_count * t
-    return cost
-
-
-def _tiles(g: Geometry, mr: int) -> list[tuple[int, int]]:
-    """Ways to lay `mr` pixels over an output image: along a row, or over several short rows."""
+def _tile(g: Geometry, mr: int) -> tuple[int, int]:
+    """The way to lay up to `mr` pixels over an output image: along a row, or over several short rows."""
     if g.ow == 1:
-        return [(min(mr, g.oh), 1)]
+        return min(mr, g.oh), 1
     if g.ow > mr:
-        return [(1, mr)]
-    return [(min(mr // g.ow, g.oh), g.ow)]
+        return 1, mr
+    return min(mr // g.ow, g.oh), g.ow
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """A register tile and its estimated cycles over the whole problem."""
+
+    cost: float
+    tile: tuple[int, int]
+    nr: int
+    resident: int
+
+
+def _ranked_tiles(g: Geometry, tier: TierCode, mac: Mac, need: Registers) -> list[_Scored]:
+    """All register tiles that fit, best first."""
+    panels = -(-g.n // tier.lanes)
+    model = CostModel(tier, mac, segments(g, mac, row_pitch=0, pixel_pitch=0).total_dwords)
+    scored = []
+    # A tile larger than the problem only wastes registers.
+    for mr, nr, resident in _pairs(tier, need, panels, min(tier.registers, g.oh * g.ow)):
+        tile = _tile(g, mr)
+        if tile[0] * tile[1] == mr:  # otherwise the tile comes up again with its own mr
+            cost = model.problem(g.oh, g.ow, panels, tile, nr, resident)
+            scored.append(_Scored(cost, tile, nr, resident))
+    if not scored:
+        raise ShapeError(f"no register tile fits tier {tier.name} with {need.epilogue} epilogue registers")
+    return sorted(scored, key=lambda s: s.cost)
+
+
+def rank_blockings(g: Geometry, tier: TierCode, mac: Mac, need: Registers) -> tuple[Blocking, ...]:
+    """Blockings worth trying, best first by estimate, all different; the analytic choice is the first.
+
+    The best tiles with the grid that suits them, then the best one with other grids and another unrolling. They differ
+    in speed only: K is summed in one order whatever the blocking. Raises ShapeError as `choose_blocking` does.
+    """
+    ranked = _ranked_tiles(g, tier, mac, need)
+    panels = -(-g.n // tier.lanes)
+    copy, weights = needs_copy(g, mac), g.n * g.k * mac.element_bytes
+
+    def blocking(s: _Scored, cut: tuple[int, int] | None = None) -> Blocking:
+        th, tw = s.tile
+        strip, chunk = cut or grid(g, mac, th, -(-panels // s.nr), copy, macs=g.macs, weights=weights)
+        return Blocking(th, tw, s.nr, s.resident, max(1, min(4, 128 // (th * tw * s.nr))), strip, chunk, copy)
+
+    # The best of each width first: estimates of tiles of one width are alike, and so are their errors.
+    near = [s for s in ranked if s.cost <= NEAR * ranked[0].cost]
+    widest = list({s.nr: s for s in reversed(near)}.values())[::-1]
+    tiles = sorted(widest, key=lambda s: s.cost)[: TILES - 2]
+    tiles += [s for s in near if s not in tiles][: TILES - len(tiles)]
+    first = ranked[0]
+    result = [blocking(s) for s in tiles]
+    blocks = -(-panels // first.nr)
+    cuts = other_grids(g, mac, first.tile[0], blocks, copy, macs=g.macs, weights=weights)
+    result += [blocking(first, cut) for cut in cuts]
+    result.append(replace(result[0], unroll=max(1, result[0].unroll // 2)))
+    return tuple(dict.fromkeys(result))
 
 
 @lru_cache(maxsize=4096)
 def choose_blocking(g: Geometry, tier: TierCode, mac: Mac, need: Registers) -> Blocking:
-    """The blocking with the least estimated time.
+    """The blocking with the least estimated time, the first of `rank_blockings`.
 
     Raises:
         ShapeError: when no tile fits the registers (an epilogue that needs too many of them).
 
     """
-    kd = segments(g, mac, row_pitch=0, pixel_pitch=0).total_dwords
-    panels = -(-g.n // tier.lanes)
-    best: tuple[float, tuple[int, int], tuple[int, int, int]] | None = None
-    # A tile larger than the problem only wastes registers.
-    for pick in _pairs(tier, need, panels, min(tier.registers, g.oh * g.ow)):
-        for tile in _tiles(g, pick[0]):
-            cost = _shape_cost(g.oh, g.ow, panels, tile, pick, kd, mac)
-            if best is None or cost < best[0] * 0.999:
-                best = (cost, tile, pick)
-    if best is None:
-        raise ShapeError(f"no register tile fits tier {tier.name} with {need.epilogue} epilogue registers")
-    _, (th, tw), (_, nr, resident) = best
-    copy = needs_copy(g, mac)
-    strip, chunk = grid(g, mac, th, -(-panels // nr), copy, macs=g.macs)
-    unroll = max(1, min(4, 128 // max(1, th * tw * nr)))
-    return Blocking(th, tw, nr, resident, unroll, strip, chunk, copy)
+    return rank_blockings(g, tier, mac, need)[0]
 
 
-def grid(g: Geometry, mac: Mac, th: int, blocks: int, copy: bool, *, macs: int) -> tuple[int, int]:
-    """Rows per strip (a multiple of `th`) and column blocks per chunk; `macs` measures the work to be split."""
+def grid(
+    g: Geometry, mac: Mac, th: int, blocks: int, copy: bool, *, macs: int, weights: int = 0
+) -> tuple[int, int]:  # fmt: skip
+    """Rows per strip (a multiple of `th`) and column blocks per chunk.
+
+    `macs` measures the work to be split, `weights` the bytes of weights that every strip reads.
+    """
     row_bytes = g.padded_w * g.ic * mac.element_bytes * g.sh
     halo = g.strip_rows(1) * g.padded_w * g.ic * mac.element_bytes
     fit = max(1, (STRIP_BYTES - halo) // max(1, row_bytes) + 1)
     rows = -(-g.oh // th) * th if fit >= g.oh else max(th, fit // th * th)
     wanted = max(1, min(TARGET_STEPS, macs // MIN_STEP_MACS))
-    by_rows = -(-wanted // g.images)
+    by_rows = -(-wanted // (g.images * _column_cuts(g, weights, blocks, copy, wanted)))
     if copy and g.kh > 1:
         # A strip reads (kh-1)*dh rows more than it advances: no thinner than that halo's double.
         floor = max(th, 2 * (g.kh - 1) * g.dh // max(1, g.sh))
@@ -155,3 +217,32 @@ def grid(g: Geometry, mac: Mac, th: int, blocks: int, copy: bool, *, macs: int) 
     if g.groups == 1 and steps < wanted:
         chunk = max(1, -(-blocks // -(-wanted // steps)))
     return rows, chunk
+
+
+def _column_cuts(g: Geometry, weights: int, blocks: int, copy: bool, wanted: int) -> int:
+    """Parts that the columns are cut into before the rows are.
+
+    More than one where every strip would read weights from beyond the L2 cache again. Each part copies the source,
+    which must stay a small part of its work.
+    """
+    if g.groups > 1 or weights <= 2 * STRIP_BYTES:
+        return 1
+    most = max(1, g.n * g.kh * g.kw // (256 * g.sh * g.sw)) if copy else blocks
+    return min(blocks, most, -(-wanted // g.images))
+
+
+def other_grids(
+    g: Geometry, mac: Mac, th: int, blocks: int, copy: bool, *, macs: int, weights: int = 0
+) -> list[tuple[int, int]]:  # fmt: skip
+    """Grids other than `grid`'s that may suit a machine better, as (strip, chunk).
+
+    Thinner and thicker strips, and strips as high as fit with the columns split instead.
+    """
+    strip, chunk = grid(g, mac, th, blocks, copy, macs=macs, weights=weights)
+    whole = -(-g.oh // th) * th
+    wanted = max(1, min(TARGET_STEPS, macs // MIN_STEP_MACS) // g.images)
+    found = [(max(th, strip // (2 * th) * th), chunk), (min(whole, 2 * strip), chunk)]
+    row_bytes = g.padded_w * g.ic * mac.element_bytes * g.sh
+    if g.groups == 1 and (not copy or whole * row_bytes <= 4 * STRIP_BYTES):
+        found.append((whole, max(1, -(-blocks // wanted))))
+    return [cut for cut in dict.fromkeys(found) if cut != (strip, chunk)]

@@ -7,13 +7,13 @@ each range of columns with the same chain.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vnnigen.kernels.blocking import choose_blocking
+from vnnigen.kernels.blocking import choose_blocking, rank_blockings
 from vnnigen.kernels.epilogue import Epilogue
 from vnnigen.kernels.geometry import Geometry
 from vnnigen.kernels.layout import ConstLayout
@@ -84,6 +84,10 @@ class PackedRun:
     consts: NDArray[np.uint8]
 
 
+#: Takes a launch's candidates and arrays, gives the index of one.
+Pick = Callable[[Sequence[NestKey], PackedRun], int]
+
+
 @dataclass(frozen=True, eq=False)
 class Packed:
     """Weights packed for a tier and a source type; the arrays' addresses go into the kernels' arguments."""
@@ -94,27 +98,23 @@ class Packed:
     epilogue: Epilogue
     runs: tuple[PackedRun, ...]
 
-    def keys_for(self, g: Geometry) -> tuple[NestKey, ...]:
-        """The kernels that compute geometry `g` (of all columns) with these weights."""
+    def keys_for(self, g: Geometry, pick: Pick | None = None) -> tuple[NestKey, ...]:
+        """The kernels that compute geometry `g` (of all columns) with these weights.
+
+        `pick` is shown each launch's candidates, best first by estimate, and says which to take; without it, the first.
+        """
         keys = []
         for launch, r in enumerate(self.runs):
             part = _columns_of(g, r.run)
             need = register_need(r.mac, self.tier, r.row_sums, self.epilogue.spec)
             blocking = choose_blocking(part, self.tier, r.mac, need)
-            keys.append(
-                NestKey(
-                    self.op,
-                    part,
-                    self.tier,
-                    r.mac,
-                    self.epilogue.spec,
-                    blocking,
-                    r.row_sums,
-                    r.run.start,
-                    g.ldo,
-                    launch,
-                )
+            key = NestKey(
+                self.op, part, self.tier, r.mac, self.epilogue.spec, blocking, r.row_sums, r.run.start, g.ldo, launch
             )
+            if pick is not None:
+                candidates = [replace(key, blocking=b) for b in rank_blockings(part, self.tier, r.mac, need)]
+                key = candidates[pick(candidates, r)]
+            keys.append(key)
         return tuple(keys)
 
     @property
