@@ -90,24 +90,33 @@ class Runner(Protocol):
         """Constant block."""
 
 
-class Bound:
-    """Kernels bound to packed weights: the native descriptor that `vg_call` takes."""
+class Launches:
+    """Kernels in the native descriptor that `vg_call` takes; the template of its argument block is all zeros."""
 
-    def __init__(self, keys: Sequence[KernelKey], runs: Sequence[Runner]) -> None:
-        """Compile every key and fill the descriptor; `runs` holds each launch's arrays."""
+    def __init__(self, keys: Sequence[KernelKey]) -> None:
+        """Compile every key and fill the descriptor's launches."""
         self.keys = tuple(keys)
         self.kernels = [compiled(key) for key in keys]
-        configs = [key.tile_config for key in keys]
-        self._keep = (runs, configs)
+        self._configs = [key.tile_config for key in keys]
         ffi = native.ffi
         k = ffi.new("vg_kernel *")
         k.n_launch = len(self.keys)
         k.n_args = ARG_SLOTS
-        for i, (key, kernel, run) in enumerate(zip(self.keys, self.kernels, runs, strict=True)):
+        for i, (key, kernel, config) in enumerate(zip(self.keys, self.kernels, self._configs, strict=True)):
             k.launch[i].fn = ffi.cast("vg_fn", kernel.loaded.address)
             k.launch[i].count = key.steps
             k.launch[i].scratch_bytes = key.scratch
-            k.launch[i].tile_config = ffi.NULL if configs[i] is None else ffi.from_buffer(configs[i])
-            k.args[ARG_WEIGHTS + 2 * i] = run.weights.ctypes.data
-            k.args[ARG_CONSTS + 2 * i] = run.consts.ctypes.data
+            k.launch[i].tile_config = ffi.NULL if config is None else ffi.from_buffer(config)
         self.descriptor = k
+
+
+class Bound(Launches):
+    """Kernels bound to packed weights."""
+
+    def __init__(self, keys: Sequence[KernelKey], runs: Sequence[Runner]) -> None:
+        """Compile every key and fill the descriptor; `runs` holds each launch's arrays."""
+        super().__init__(keys)
+        self._keep = runs
+        for i, run in enumerate(runs):
+            self.descriptor.args[ARG_WEIGHTS + 2 * i] = run.weights.ctypes.data
+            self.descriptor.args[ARG_CONSTS + 2 * i] = run.consts.ctypes.data
