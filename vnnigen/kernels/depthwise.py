@@ -26,7 +26,7 @@ from vnnigen.kernels.blocking import Blocking, grid
 from vnnigen.kernels.emit_epilogue import Tile, emit_epilogue, epilogue_registers
 from vnnigen.kernels.emit_tile import tile_offsets
 from vnnigen.kernels.epilogue import Epilogue, EpilogueSpec
-from vnnigen.kernels.geometry import SRC_BYTES, Geometry
+from vnnigen.kernels.geometry import Geometry
 from vnnigen.kernels.layout import ConstLayout
 from vnnigen.kernels.mac import CHAIN_EXACT, CHAIN_FAST, FMA, VNNI, Mac, MacStream, TierCode
 from vnnigen.kernels.nest import LoopNest, NestKey
@@ -337,9 +337,8 @@ class PackedDepthwise:
         th, tw = _packed_tile(self.window, self.tier, mac, self.epilogue.spec)
         th, tw = min(th, g.oh), min(tw, g.ow)
         block = size * self.tier.lanes
-        # Words are widened when they are copied; without byte masks, a tail of channels cannot be loaded in place.
-        in_place = SRC_BYTES[g.src] == mac.element_bytes and (self.tier.masks or g.ic % block == 0)
-        copy = not in_place
+        # Without byte masks, a tail of channels cannot be loaded in place.
+        copy = not self.tier.masks and g.ic % block != 0
         strip, chunk = grid(
             flat, mac, th, -(-g.ic // block), copy, macs=g.oh * g.ow * g.ic * g.kh * g.kw * g.images * 4
         )

@@ -19,6 +19,7 @@ import numpy as np
 from vnnigen.isa.assembler import Mem
 from vnnigen.kernels.depthwise import DepthwiseKey, DepthwiseNest, Group
 from vnnigen.kernels.emit_common import add_const, set_mask
+from vnnigen.kernels.emit_copy import WIDEN
 from vnnigen.kernels.geometry import SRC_BYTES
 from vnnigen.kernels.mac import MacStream
 
@@ -64,6 +65,8 @@ class EdgeDepthwise(DepthwiseNest):
         self.rows_inside: tuple[bool, ...] = ()
         self.columns_inside: tuple[bool, ...] = ()
         self.live = key.block_columns
+        self.source_step = key.block_columns * SRC_BYTES[g.src]
+        self.widen = WIDEN.get((g.src, key.mac.element))
 
     def _strip(self, nr: int, valid: int) -> None:
         """All tiles of a column block, class of rows by class of rows; the cursors run on from one to the next."""
@@ -133,7 +136,7 @@ class EdgeDepthwise(DepthwiseNest):
         pad = a.vec(bits, "pad")
         a.vmovups(pad, Mem(cur.consts, self.lay.pad))
         flip = None
-        if key.g.src == "s8":
+        if key.g.src == "s8" and key.mac.element == "u8":
             flip = a.vec(bits, "flip")
             a.vmovups(flip, a.const(np.full(vb, 0x80, dtype=np.uint8)))
         mask = None
@@ -164,11 +167,10 @@ class EdgeDepthwise(DepthwiseNest):
                 a.vmovaps(work[i], pad)
                 continue
             source = Mem(self.cur.src, row * self.row_pitch + column * self.pixel)
-            if mask is None:
-                a.vmovups(work[i], source)
-            elif SRC_BYTES[self.key.g.src] == 1:
-                a.vmovdqu8(work[i], source, mask=mask, zero=True)
-            else:
-                a.vmovups(work[i], source, mask=mask, zero=True)
+            move = "vmovdqu8" if mask is not None and SRC_BYTES[self.key.g.src] == 1 else "vmovups"
+            masked = {} if mask is None else {"mask": mask, "zero": True}
+            getattr(a, self.widen or move)(work[i], source, **masked)
+            if self.key.g.src == "bf16":
+                a.vpslld(work[i], work[i], 16)
             if flip is not None:
                 a.vxorps(work[i], work[i], flip)
