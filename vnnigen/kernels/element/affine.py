@@ -16,16 +16,15 @@ import numpy.typing as npt
 
 from vnnigen.errors import QuantizationError, ShapeError
 from vnnigen.kernels.emit_epilogue import STEP_EMIT, Tile
-from vnnigen.kernels.epilogue import Epilogue, StepSpec, fold, reference_epilogue
+from vnnigen.kernels.epilogue import FLOATS, Epilogue, StepSpec, fold, reference_epilogue
 from vnnigen.kernels.layout import ConstLayout
 from vnnigen.kernels.packing import aligned, fill_constants
-from vnnigen.kernels.post_ops import STEP_REFERENCE, STEP_SCALARS, Linear, PostOp, Step, Sum
+from vnnigen.kernels.post_ops import STEP_REFERENCE, STEP_SCALARS, Binary, Linear, PostOp, Step, Sum
 from vnnigen.kernels.qparams import check_scale, check_zero_point
 from vnnigen.kernels.types import F32, F64, INT_RANGE, NUMPY, Array, DType
 
 #: The largest f32 below 2**31: what a conversion to s32 saturates to.
 S32_TOP = np.float32(2147483520.0)
-FLOATS: tuple[DType, ...] = ("f32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,8 @@ class Affine:
         """The same with every channel's constants repeated for `lanes` neighbours."""
         e = self.epilogue
         m, b = (None if v is None else np.repeat(v, lanes) for v in (e.m, e.b))
-        return replace(self, epilogue=replace(e, m=m, b=b), start=np.repeat(self.start, lanes))
+        vectors = tuple(np.repeat(v, lanes) for v in e.vectors)
+        return replace(self, epilogue=replace(e, m=m, b=b, vectors=vectors), start=np.repeat(self.start, lanes))
 
     def consts(self, columns: int) -> npt.NDArray[np.uint8]:
         """The constant block with the channels' values repeated over `columns`."""
@@ -115,11 +115,12 @@ class Affine:
             return None if values is None else np.tile(values, times)[:columns]
 
         lay = ConstLayout(columns)
-        wide = replace(e, m=spread(e.m), b=spread(e.b))
+        wide = replace(e, m=spread(e.m), b=spread(e.b), vectors=tuple(map(spread, e.vectors)))
         pad = np.zeros(1, np.uint8)
-        return fill_constants(
+        block: npt.NDArray[np.uint8] = fill_constants(
             lay, groups=1, columns=slice(None), start=spread(self.start)[None], epilogue=wide, pad=pad, w_zp=None
         )
+        return block
 
     def reference(self, x: Array, tensors: Sequence[Array | None] = ()) -> Array:
         """Convert x of shape [..., n] as every kernel must."""
@@ -127,10 +128,13 @@ class Affine:
             acc: Array = x.astype(np.float32)
         else:
             acc = (x.astype(np.int64) + self.start).astype(np.int32)
-        y = reference_epilogue(acc, self.epilogue, tensors)
         if self.identity:
-            return x.copy()
-        return y.view(np.int32) if self.out == "s32" else y
+            same: Array = x.copy()
+            return same
+        y: Array = reference_epilogue(acc, self.epilogue, tensors)
+        if self.out == "s32":
+            y = y.view(np.int32)
+        return y
 
 
 def make_affine(
@@ -174,7 +178,7 @@ def make_affine(
         n=n, w_scale=xs if xs.ndim else float(xs), bias_f32=bias, post_ops=ops, acc_bound=_bound(src, start),
         acc="f32" if src in FLOATS else "s32", **arguments,
     )  # fmt: skip
-    return Affine(src, out, epilogue, start, bool(xs.ndim or xz.ndim or bias is not None))
+    return Affine(src, out, epilogue, start, bool(xs.ndim or xz.ndim or bias is not None or epilogue.vectors))
 
 
 def _zero_point(value: npt.ArrayLike, dtype: DType, name: str, n: int) -> npt.NDArray[np.int32]:
@@ -186,8 +190,8 @@ def _zero_point(value: npt.ArrayLike, dtype: DType, name: str, n: int) -> npt.ND
 
 
 def _typed_sum(op: PostOp, out: DType) -> PostOp:
-    """Give a Sum over the output's old contents the output's type."""
-    if isinstance(op, Sum) and op.tensor is None and op.dtype is None:
+    """Give an operation on the output's old contents the output's type."""
+    if isinstance(op, (Sum, Binary)) and op.tensor is None and op.dtype is None:
         return replace(op, dtype=NUMPY[out])
     return op
 

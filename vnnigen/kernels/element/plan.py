@@ -6,11 +6,15 @@ from typing import Any
 
 from vnnigen.kernels.element.affine import Affine
 from vnnigen.kernels.element.common import SIZE, Run
+from vnnigen.kernels.element.narrow import NarrowKey
 from vnnigen.kernels.element.rows import WIDE, BytesKey, ConvertKey, Cut, RowsKey, cuts
+from vnnigen.kernels.element.transpose import TransposeKey
 from vnnigen.kernels.mac import TIER_CODE, TierCode
 from vnnigen.kernels.packing import aligned
 
 Launches = list[tuple[RowsKey, Run]]
+#: Channels up to which images have kernels of their own.
+NARROW = 4
 
 
 def code_tier(bits: int) -> TierCode | None:
@@ -54,3 +58,21 @@ def convert_rows(
             key = ConvertKey(op, tier, f.src, spec.out, **shape, spec=spec, has_init=f.has_init, columns=columns)
         launches.append((key, consts))
     return launches
+
+
+def reorder_image(
+    f: Affine, tier: TierCode, shape: tuple[int, int, int], *, to_nhwc: bool
+) -> list[tuple[NarrowKey | TransposeKey, Run]]:
+    """The launch that converts images of (batch, channels, pixels) from NCHW to NHWC, or back."""
+    batch, channels, pixels = shape
+    spec = None if f.identity else f.epilogue.spec
+    if channels <= NARROW:
+        narrow = NarrowKey(tier, batch, channels, pixels, f.src, f.out, spec, f.has_init, to_nhwc)
+        wide = f.spread(tier.lanes) if f.per_channel else f
+        return [(narrow, Run(wide.consts(narrow.columns)))]
+    rows, cols = (channels, pixels) if to_nhwc else (pixels, channels)
+    of = ("rows" if to_nhwc else "cols") if f.per_channel else ""
+    key = TransposeKey(
+        tier, batch, rows, cols, f.src, f.out, spec, f.has_init, of, "cols" if to_nhwc else "rows"
+    )  # fmt: skip
+    return [(key, Run(f.consts(key.columns)))]

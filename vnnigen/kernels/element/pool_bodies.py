@@ -16,7 +16,7 @@ from vnnigen.kernels.element.common import SIZE, load_lanes, load_some, store_so
 from vnnigen.kernels.element.pooling import PoolProblem, PoolTables, lowest
 from vnnigen.kernels.element.shuffles import lanes_4x4
 from vnnigen.kernels.emit_common import set_mask
-from vnnigen.kernels.emit_epilogue import Tile, emit_epilogue
+from vnnigen.kernels.emit_epilogue import Tile, emit_epilogue, epilogue_registers
 from vnnigen.kernels.epilogue import EpilogueSpec
 from vnnigen.kernels.layout import ARG_DST, ConstLayout
 from vnnigen.kernels.mac import TierCode
@@ -230,6 +230,10 @@ class SumBytes(Body):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
+        # Besides the sums: an element, the shift, four wide sums, the epilogue (bytes come interleaved: less).
+        need = 2 if self.spec.out in ("u8", "s8") else epilogue_registers(self.spec, self.tier)
+        self.most = min(self.most, (self.tier.registers - 6 - need) // 2)
+        self.vectors = min(self.vectors, self.most)
         if self.flush:
             self.most = self.vectors = min(self.vectors, {512: 3, 256: 1}[self.tier.bits])
 

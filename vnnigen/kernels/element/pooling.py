@@ -1,10 +1,11 @@
 """Pooling: the problem, its reference, and the tables and constants that kernels read.
 
 Max pooling gives the largest element of a window, which starts as the type's lowest value: NaNs are ignored, and the
-first of equal zeros is taken. Average pooling sums `q - zero_point` exactly in s32 (f32 and bf16 sources: in f32, taps
-in the order kh, kw, from +0), and `v = f32(sum) * r[count]`, where `r[count] = f32(m / count)`, m being the f32 factor
-of the scales; then the epilogue. `count` is the number of taps inside the image, or kh*kw with `include_padding`;
-padding means 0. A window without any tap gives the lowest value (max) or 0 (average).
+first of equal zeros is taken; like every bf16 output, one of denormals is zero. Average pooling sums `q - zero_point`
+exactly in s32 (f32 and bf16 sources: in f32, taps in the order kh, kw, from +0), and `v = f32(sum) * r[count]`, where
+`r[count] = f32(m / count)`, m being the f32 factor of the scales; then the epilogue. `count` is the number of taps
+inside the image, or kh*kw with `include_padding`; padding means 0. A window without any tap gives the lowest value
+(max) or 0 (average).
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from vnnigen.errors import DTypeError, ShapeError
-from vnnigen.kernels.element.affine import FLOATS, Affine
+from vnnigen.kernels.bf16 import round_to_bf16
+from vnnigen.kernels.element.affine import Affine
 from vnnigen.kernels.element.common import SIZE
-from vnnigen.kernels.epilogue import Epilogue, EpilogueSpec, reference_epilogue
+from vnnigen.kernels.epilogue import FLOATS, Epilogue, EpilogueSpec, reference_epilogue
 from vnnigen.kernels.layout import ConstLayout
 from vnnigen.kernels.packing import aligned, fill_constants
 from vnnigen.kernels.problem import Pair, as_padding, as_pair
@@ -118,7 +120,7 @@ def max_reference(p: PoolProblem, x: Array) -> Array:
     for rows, cols, part in _windows(p, x):
         old, new = y[:, rows, cols], part.astype(y.dtype)
         y[:, rows, cols] = np.where(new > old, new, old)
-    return y.astype(NUMPY[p.src])
+    return round_to_bf16(y) if p.src == "bf16" else y
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,7 +25,7 @@ from vnnigen.kernels.element.common import (
     store_some,
 )
 from vnnigen.kernels.emit_common import add_const, counted, set_mask
-from vnnigen.kernels.emit_epilogue import Tile, emit_epilogue
+from vnnigen.kernels.emit_epilogue import Tile, emit_epilogue, epilogue_registers
 from vnnigen.kernels.epilogue import EpilogueSpec
 from vnnigen.kernels.layout import ARG_CONSTS, ARG_DST, ConstLayout
 from vnnigen.kernels.mac import TierCode
@@ -95,7 +95,12 @@ class RowsKey(NoScratch):
     @property
     def tile_rows(self) -> int:
         """Rows of a tile."""
-        return max(1, min(self.rows, TILE[self.tier.bits] * self.unit // self.width))
+        return max(1, min(self.rows, self.vectors * self.unit // self.width))
+
+    @property
+    def vectors(self) -> int:
+        """Vectors of a tile."""
+        return TILE[self.tier.bits]
 
     @property
     def split(self) -> tuple[int, int]:
@@ -115,6 +120,16 @@ class ConvertKey(RowsKey):
     spec: EpilogueSpec = None  # type: ignore[assignment]
     has_init: bool = False
     columns: int = 0
+
+    @property
+    def vectors(self) -> int:
+        """Vectors of a tile: as many as the epilogue leaves registers for."""
+        return min(TILE[self.tier.bits], self.tier.registers - epilogue_registers(self.spec, self.tier))
+
+    @property
+    def width(self) -> int:
+        """Elements of a row that a full tile covers."""
+        return min(WIDE, self.vectors, -(-self.cols // self.unit)) * self.unit
 
     def build(self, features: frozenset[str] | None) -> Code:
         """Generate the code."""

@@ -10,7 +10,6 @@ To NHWC (few rows, far apart: channels) a step walks along columns and finishes 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -238,14 +237,14 @@ class _Transpose:
                 regs = [self._vec(f"quad{q}") for q in range(4)]
                 for q in range(-(-rows // 4)):
                     self._quad(regs[q], 4 * q, min(4, rows - 4 * q), cols)
-                self._finish(regs, 0, rows, lambda i, lane: 4 * lane + i, cols)
+                self._finish(regs, 0, rows, cols)
             else:
                 regs = [self._vec(f"row{q}") for q in range(4)]
                 for first in range(0, rows, 4):
                     count = min(4, rows - first)
                     for i in range(count):
                         self._row(regs[i], first + i, cols)
-                    self._finish(regs, first, count, lambda i, lane: 4 * lane + i, cols)
+                    self._finish(regs, first, count, cols)
 
     def _quad(self, dst: Reg, first: int, count: int, cols: int) -> None:
         """Four rows of bytes as dwords: in each 128-bit lane a 4 x 4 matrix of bytes, transposed by VPSHUFB."""
@@ -308,10 +307,7 @@ class _Transpose:
                     self._units(units[q], 4 * q, min(4, rows - 4 * q), cols, some)
                 for u in range(2 * len(some)):
                     quarter = 2 * some[0] + u
-                    self._finish(
-                        [units[q][u] for q in range(4)], 0, rows,
-                        lambda i, lane, quarter=quarter: 16 * lane + 4 * quarter + i, cols,
-                    )  # fmt: skip
+                    self._finish([units[q][u] for q in range(4)], 0, rows, cols, 16, 4 * quarter)
 
     def _units(self, units: list[Reg], first: int, count: int, cols: int, halves: tuple[int, ...]) -> None:
         """Dwords of rows first..first+3: unit u of all four holds columns 16*lane + 4*u of each lane."""
@@ -333,8 +329,11 @@ class _Transpose:
                     a.vpunpckhwd(high, low, high)
                     a.vmovaps(low, t)
 
-    def _finish(self, regs: list[Reg], first: int, count: int, column: Callable[[int, int], int], cols: int) -> None:
-        """Transpose dwords and store lanes: `count` elements from row `first` on, of every column below `cols`."""
+    def _finish(self, regs: list[Reg], first: int, count: int, cols: int, per_lane: int = 4, column: int = 0) -> None:
+        """Transpose dwords and store lanes: `count` elements from row `first` on, of every column below `cols`.
+
+        Dword i of a lane belongs to column `per_lane * lane + column + i`.
+        """
         a, key = self.a, self.key
         size = count * SIZE[key.out]
         with a.scope():
@@ -342,8 +341,9 @@ class _Transpose:
             dwords_4x4(a, regs, t)
             for i, reg in enumerate(regs):
                 for lane in range(key.tier.bits // 128):
-                    if column(i, lane) < cols:
-                        mem = Mem(self.r["dst"], column(i, lane) * self.dst_pitch + first * SIZE[key.out])
+                    at = per_lane * lane + column + i
+                    if at < cols:
+                        mem = Mem(self.r["dst"], at * self.dst_pitch + first * SIZE[key.out])
                         self._store_lane(mem, reg, lane, size, t[0])
 
     def _store_lane(self, mem: Mem, reg: Reg, lane: int, size: int, temp: Reg) -> None:

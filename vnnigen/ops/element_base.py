@@ -1,0 +1,167 @@
+"""What the element operators share: the choice of a tier, plans per input shape, checks, the native call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vnnigen.errors import DTypeError, ShapeError
+from vnnigen.isa import tiers
+from vnnigen.kernels.element.common import Run
+from vnnigen.kernels.element.plan import code_tier
+from vnnigen.kernels.element.rows import VBMI
+from vnnigen.kernels.layout import MAX_TENSORS
+from vnnigen.kernels.post_ops import Binary, PostOp, Sum
+from vnnigen.kernels.types import NUMPY, Array, DType
+from vnnigen.runtime import native
+from vnnigen.runtime.compiled import Bound, KernelKey
+from vnnigen.runtime.threads import num_threads
+
+#: Launches of a call: keys with their constants.
+Launches = Sequence[tuple[Any, Run]]
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One native call: a bound kernel and which of the sources go into its slots (source, then tensors)."""
+
+    bound: Bound
+    sources: tuple[int, ...] = (0,)
+
+    @classmethod
+    def of(cls, launches: Launches, sources: tuple[int, ...] = (0,)) -> Call:
+        """Compile and bind."""
+        return cls(Bound([key for key, _ in launches], [run for _, run in launches]), sources)
+
+
+@dataclass(frozen=True, eq=False)
+class ElementPlan:
+    """How inputs of certain shapes and types are computed; `reference` is there for the tier without kernels."""
+
+    y_shape: tuple[int, ...]
+    y_dtype: np.dtype[Any]
+    calls: tuple[Call, ...]
+    reference: Callable[[Sequence[Array], Sequence[Array]], Array]
+    #: Types of the tensors that post-ops read.
+    tensors: tuple[DType, ...] = ()
+    #: Whether the output may be a source itself: each element depends on its own place alone.
+    in_place: bool = False
+
+    @property
+    def keys(self) -> tuple[KernelKey, ...]:
+        """The keys of all kernels."""
+        return tuple(key for call in self.calls for key in call.bound.keys)
+
+
+def as_sources(x: Any, what: str) -> Array:
+    """Check that x is an array and make it contiguous. DTypeError otherwise."""
+    if not isinstance(x, np.ndarray):
+        raise DTypeError(f"{what} must be a NumPy array, not {type(x).__name__}")
+    return x if x.flags.c_contiguous else np.ascontiguousarray(x)
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """An uninitialised array at a multiple of 64 bytes: stores that straddle cache lines cost a third more time."""
+    nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    raw = np.empty(nbytes + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    result: Array = raw[start : start + nbytes].view(dtype).reshape(shape)
+    return result
+
+
+class ElementOperator:
+    """A prepared element operator: kernels are generated for the shapes it meets. Safe to call from any thread."""
+
+    def __init__(self, isa: str | None = None, post_ops: Sequence[PostOp] | PostOp = ()) -> None:
+        """Choose the tier; ISAError where `isa` is unknown or cannot be used here."""
+        name = tiers.resolve_tier(isa, [t.name for t in tiers.TIERS])
+        self._tier = code_tier(tiers.tier(name).vector_bits)
+        # No tier includes VBMI: it is used where it is there and nobody asked for a certain tier.
+        self._vbmi = isa is None and VBMI in tiers.allowed_features()
+        self._plans: dict[Any, ElementPlan] = {}
+        self._post_ops = check_post_ops(post_ops)
+        self._takers = tuple(op for op in self._post_ops if isinstance(op, (Sum, Binary)) and op.takes_tensor)
+
+    @property
+    def isa(self) -> str:
+        """The tier whose kernels run: avx512, avx2 or reference."""
+        return "reference" if self._tier is None else self._tier.name
+
+    def kernels(self) -> tuple[str, ...]:
+        """Names of the kernels that calls have used so far."""
+        return tuple(key.name for plan in self._plans.values() for key in plan.keys)
+
+    def _plan(self, shapes: tuple[tuple[int, ...], ...], dtypes: tuple[np.dtype[Any], ...]) -> ElementPlan:
+        raise NotImplementedError
+
+    def _run(self, sources: Sequence[Any], out: Array | None, tensors: Sequence[Array] = ()) -> Array:
+        arrays = [as_sources(x, "x" if len(sources) == 1 else f"source {i}") for i, x in enumerate(sources)]
+        signature = tuple([(x.shape, x.dtype) for x in arrays])
+        plan = self._plans.get(signature)
+        if plan is None:
+            plan = self._plan(tuple(x.shape for x in arrays), tuple(x.dtype for x in arrays))
+            self._plans[signature] = plan
+        if out is None:
+            y = aligned_empty(plan.y_shape, plan.y_dtype)
+        else:
+            check_out(plan, arrays, out)
+            y = out
+        operands = self._operands(plan, out, tensors) if self._takers or len(tensors) else []
+        if self._tier is None:
+            y[...] = plan.reference(arrays, operands)
+            return y
+        for call in plan.calls:
+            first, *others = (arrays[i].ctypes.data for i in call.sources)
+            addresses = [first, y.ctypes.data, *others, *(t.ctypes.data for t in operands)]
+            block = native.ffi.new("int64_t[]", addresses)
+            native.check(native.lib.vg_call(call.bound.descriptor, len(addresses), block, num_threads()))
+        return y
+
+    def _operands(self, plan: ElementPlan, out: Array | None, tensors: Sequence[Array]) -> list[Array]:
+        """The tensors of all post-ops, in order: their own, the call's, or `out`."""
+        given = iter(tensors)
+        free = sum(op.tensor is None for op in self._takers)
+        if len(tensors) not in (0, free):
+            raise ShapeError(f"{len(tensors)} tensors were given for {free} post-ops without one")
+        result = []
+        for op, dtype in zip(self._takers, plan.tensors, strict=True):
+            tensor = op.tensor if op.tensor is not None else next(given, out)
+            if tensor is None:
+                raise ShapeError("a post-op without a tensor reads `out`: pass out= or tensors=")
+            if not isinstance(tensor, np.ndarray) or tensor.dtype != NUMPY[dtype]:
+                raise DTypeError(f"a post-op's tensor must be a {dtype} array")
+            if tensor.shape != plan.y_shape:
+                raise ShapeError(f"a post-op's tensor has shape {tensor.shape}, the output {plan.y_shape}")
+            if out is not None and tensor is not out and np.may_share_memory(tensor, out):
+                raise ShapeError("a post-op's tensor overlaps `out` without being the same array; pass a copy")
+            result.append(np.ascontiguousarray(tensor))
+        return result
+
+
+def check_post_ops(post_ops: Any) -> tuple[PostOp, ...]:
+    """A tuple of post-ops; DTypeError for anything else, ShapeError for too many tensors."""
+    ops = (post_ops,) if isinstance(post_ops, PostOp) else post_ops
+    if not isinstance(ops, (tuple, list)) or not all(isinstance(op, PostOp) for op in ops):
+        raise DTypeError(f"post_ops must be a post-operation such as ReLU() or a sequence of them, not {post_ops!r}")
+    if sum(isinstance(op, (Sum, Binary)) and op.takes_tensor for op in ops) > MAX_TENSORS:
+        raise ShapeError(f"at most {MAX_TENSORS} post-ops may read a tensor")
+    return tuple(ops)
+
+
+def check_out(plan: ElementPlan, sources: Sequence[Array], out: Any) -> None:
+    """Raise DTypeError or ShapeError for an `out` that cannot receive the result."""
+    if not isinstance(out, np.ndarray):
+        raise DTypeError(f"out must be a NumPy array, not {type(out).__name__}")
+    if out.dtype != plan.y_dtype:
+        raise DTypeError(f"out must be {plan.y_dtype}, not {out.dtype}")
+    if out.shape != plan.y_shape:
+        raise ShapeError(f"out must have shape {plan.y_shape}, not {out.shape}")
+    if not out.flags.c_contiguous or not out.flags.writeable:
+        raise ShapeError("out must be C-contiguous and writeable")
+    for x in sources:
+        same = plan.in_place and x.ctypes.data == out.ctypes.data and x.dtype == out.dtype
+        if not same and np.may_share_memory(x, out):
+            raise ShapeError("out overlaps a source; pass a separate array")
