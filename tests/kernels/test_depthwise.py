@@ -100,10 +100,10 @@ def test_images_around_the_tile(tier: str) -> None:
             check_emulated(random_numbers(case, seeded(number)), tier)
 
 
-@pytest.mark.parametrize("stride", [1, 2, (1, 3)])
-@pytest.mark.parametrize("kernel", [(1, 1), (1, 5), (5, 1), (2, 2), (5, 5), (7, 7)])
+@pytest.mark.parametrize("stride", [1, (2, 3)])
+@pytest.mark.parametrize("kernel", [(1, 1), (1, 5), (5, 1), (2, 2), (5, 4)])
 @pytest.mark.parametrize("tier", TIERS)
 def test_filters(tier: str, kernel: tuple[int, int], stride: object) -> None:
-    case = Case((1, 9, 10, 21), (21, 1, *kernel), groups=21, padding=(kernel[0] // 2, kernel[1] // 2), stride=stride)
+    case = Case((1, 6, 7, 9), (9, 1, *kernel), groups=9, padding=(kernel[0] // 2, kernel[1] // 2), stride=stride)
     for src in ("u8", "s8", "f32"):
         check_emulated(random_numbers(case, seeded(len(src) + kernel[0] + kernel[1]), src), tier)

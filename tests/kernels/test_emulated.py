@@ -96,8 +96,8 @@ SHAPES = [
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda c: c.note)
 @pytest.mark.parametrize("tier", TIERS)
 def test_convolutions(tier: str, shape: Case) -> None:
-    for seed in range(6):
-        check_emulated(random_numbers(shape, seeded(seed)), tier)
+    for seed, src in enumerate(("u8", "s8", "f32", "s8")):
+        check_emulated(random_numbers(shape, seeded(seed), src), tier)
 
 
 @pytest.mark.parametrize("out", ["u8", "s8", "s32", "f32"])
@@ -106,7 +106,11 @@ def test_convolutions(tier: str, shape: Case) -> None:
 def test_types_and_zero_points(tier: str, src: str, out: str) -> None:
     low, high = (0, 255) if src == "u8" else (-128, 127)
     y_low, y_high = {"u8": (0, 255), "s8": (-128, 127)}.get(out, (0, 0))
-    for shape in (SHAPES[1], SHAPES[4], SHAPES[5], Case((5, 6), (18, 6))):
+    for shape in (
+        Case((1, 3, 3, 3), (9, 3, 2, 2), padding=((0, 1), (1, 0))),
+        Case((1, 2, 2, 6), (9, 2, 2, 1), groups=3, padding=((1, 0), (0, 0))),
+        Case((1, 2, 3, 18), (18, 1, 1, 2), groups=18, padding=((0, 0), (1, 0))),
+    ):
         for x_zp, w_zp, y_zp, bias in (
             (low, False, y_high, "s32"), (high, True, y_low, None), (5, True, 0, "s32"), (0, False, 1, None),
         ):  # fmt: skip
@@ -125,12 +129,12 @@ def test_post_ops(tier: str, chain: str) -> None:
     for out in ("u8", "s8", "f32"):
         types = tuple(out if s == "out" else s for s in sums)
         for shape in (
-            Case((7, 5), (37, 5), bias="f32"),
-            Case((1, 4, 5, 70), (70, 1, 3, 3), groups=70, padding=1, bias="s32"),
+            Case((3, 2), (37, 2), bias="f32"),
+            Case((1, 2, 3, 70), (70, 1, 1, 2), groups=70, bias="s32"),
         ):
             case = replace(shape, out=out, post_ops=post_ops, sums=types, seed=7)
             check_emulated(case, tier)
-            if types[:1] == (out,):
+            if types[:1] == (out,) and shape.is_gemm:
                 check_emulated(case, tier, in_place=True)
 
 
@@ -266,13 +270,13 @@ def test_grids_of_many_steps(tier: str, step_macs: int) -> None:
     """Strips, chunks of columns, images and launches, as large problems have them."""
     steps = set()
     for number, shape in enumerate((
-        Case((3, 11, 7, 3), (50, 3, 3, 3), padding=((2, 1), (0, 1)), stride=(2, 1), note="images"),
+        Case((3, 11, 7, 3), (20, 3, 3, 2), padding=((2, 1), (0, 1)), stride=(2, 1), note="images"),
         Case((1, 23, 4, 5), (5, 5, 3, 1), padding=((1, 0), (0, 0)), note="strips"),
-        Case((1, 2, 3, 8), (300, 8, 1, 1), note="chunks"),
+        Case((1, 2, 3, 8), (150, 8, 1, 1), note="chunks"),
         Case((2, 13, 3, 40), (40, 1, 3, 3), groups=40, padding=1, note="depthwise"),
-        Case((1, 5, 5, 300), (300, 1, 1, 3), groups=300, note="depthwise chunks"),
-        Case((1, 12, 12, 6), (40, 3, 2, 2), groups=2, note="groups"),
-        Case((150, 9), (270, 9), note="gemm"),
+        Case((1, 3, 5, 150), (150, 1, 1, 3), groups=150, note="depthwise chunks"),
+        Case((1, 12, 7, 6), (20, 3, 2, 2), groups=2, note="groups"),
+        Case((90, 5), (140, 5), note="gemm"),
     )):  # fmt: skip
         for src in ("u8", "s8", "f32"):
             with fine_grid(step_macs):

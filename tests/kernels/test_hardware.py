@@ -17,7 +17,7 @@ from tests.kernels.emulation import fine_grid
 from vnnigen.errors import ShapeError
 
 HERE = [pytest.param(t, marks=pytest.mark.skipif(t not in v.tiers(), reason=f"no {t} here")) for t in TIERS]
-RANDOM = settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+RANDOM = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 
 
 @pytest.fixture(autouse=True)
