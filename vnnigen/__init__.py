@@ -18,7 +18,20 @@ from vnnigen.errors import (
 )
 from vnnigen.isa.features import features
 from vnnigen.isa.tiers import max_isa, set_max_isa, tiers
-from vnnigen.kernels.post_ops import Clip, LeakyReLU, Linear, PostOp, ReLU, Sum
+from vnnigen.kernels.post_ops import (
+    GELU,
+    Binary,
+    Clip,
+    HardSwish,
+    LeakyReLU,
+    Linear,
+    PostOp,
+    ReLU,
+    Sigmoid,
+    SiLU,
+    Sum,
+    Tanh,
+)
 from vnnigen.kernels.qparams import QParams, choose_qparams, dequantize, quantize
 from vnnigen.ops.bf16 import Conv2dBf16, GemmBf16, conv_bf16, gemm_bf16
 from vnnigen.ops.conv import Conv2dF32, Conv2dInt8, conv_f32, conv_int8
@@ -40,7 +53,9 @@ def explain(operator: Operator, x_shape: tuple[int, ...] | None = None, x_dtype:
 
 
 __all__ = [
+    "GELU",
     "AssemblerError",
+    "Binary",
     "BuildError",
     "Clip",
     "Conv2dBf16",
@@ -52,6 +67,7 @@ __all__ = [
     "GemmBf16",
     "GemmF32",
     "GemmInt8",
+    "HardSwish",
     "ISAError",
     "LeakyReLU",
     "Linear",
@@ -63,7 +79,10 @@ __all__ = [
     "QuantizationError",
     "ReLU",
     "ShapeError",
+    "SiLU",
+    "Sigmoid",
     "Sum",
+    "Tanh",
     "VnnigenError",
     "choose_qparams",
     "conv_bf16",

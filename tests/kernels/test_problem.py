@@ -132,7 +132,7 @@ X, W = (1, 8, 8, 4), (6, 4, 3, 3)
         ((2**20, 2**20, 1, 1), (1, 1, 1, 1), {"dst": "f32"}, ShapeError, "addressed"),
         (X, W, {"src": "bf16", "dst": "u8"}, DTypeError, "bf16 source can give"),
         (X, W, {"src": "s32"}, DTypeError, "source type"),
-        (X, W, {"dst": "bf16"}, DTypeError, "u8 source can give"),
+        (X, W, {"src": "f32", "dst": "bf16"}, DTypeError, "f32 source can give"),
         (X, W, {"src": "f32", "dst": "u8"}, DTypeError, "f32 source can give f32"),
     ],
 )
@@ -156,7 +156,7 @@ def test_gemm() -> None:
         ((3, 0), (0, 2), {}, ShapeError, "empty"),
         ((2**31, 1), (1, 1), {}, ShapeError, "m must be"),
         ((2**21, 1), (1, 2**20), {}, ShapeError, "output"),
-        ((3, 4), (4, 2), {"dst": "bf16"}, DTypeError, "can give"),
+        ((3, 4), (4, 2), {"src": "f32", "dst": "bf16"}, DTypeError, "can give"),
     ],
 )
 def test_gemm_refusals(a: tuple, b: tuple, arguments: dict, error: type[Exception], match: str) -> None:

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from vnnigen.isa.assembler import Assembler
-from vnnigen.kernels.approx import PROGRAMS, Bits, Operation, Scalar, Var
+from vnnigen.kernels.approx import PROGRAMS, Bits, Operation, Program, Scalar, Var
 
 #: A register number, a constant or a scalar in memory, or an immediate.
 Place = int | Bits | Scalar
@@ -41,8 +41,13 @@ class Lowered:
 
 @lru_cache(maxsize=64)
 def lowered(kind: str, evex: bool) -> Lowered:
-    """The code of a step kind, with or without EVEX's embedded broadcast."""
-    return _Lowering(PROGRAMS[kind].operations, evex).run()
+    """The code of a step kind."""
+    return lower(PROGRAMS[kind], evex)
+
+
+def lower(program: Program, evex: bool) -> Lowered:
+    """Choose the instructions and registers of a program, with or without EVEX's embedded broadcast."""
+    return _Lowering(program.operations, evex).run()
 
 
 class _Lowering:

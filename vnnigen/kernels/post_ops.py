@@ -79,7 +79,7 @@ class TensorOp(PostOp):
     @property
     def takes_tensor(self) -> bool:
         """Whether a kernel reads a tensor of the output's shape (not: one constant per channel)."""
-        return self.tensor is None or self.tensor.ndim != 1
+        return True
 
     def _check(self, scale: object, zero_point: object) -> None:
         """Check all fields; the zero point's range too where the tensor's type is known already."""
@@ -160,6 +160,11 @@ class Binary(TensorOp):
             if not np.isfinite(self.tensor).all():
                 raise QuantizationError("a Binary vector must be finite")
             object.__setattr__(self, "tensor", self.tensor.copy())
+
+    @property
+    def takes_tensor(self) -> bool:
+        """Whether a kernel reads a tensor of the output's shape (not: one constant per channel)."""
+        return self.tensor is None or self.tensor.ndim != 1
 
     def steps(self, s: float) -> tuple[Step, ...]:
         """Lower to one step, on a tensor or on a constant per channel."""

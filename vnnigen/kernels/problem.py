@@ -24,8 +24,8 @@ _S32_MAX = 2**31 - 1
 
 # Which outputs each source type may have.
 _OUTPUTS: dict[DType, tuple[DType, ...]] = {
-    "u8": ("u8", "s8", "s32", "f32"),
-    "s8": ("u8", "s8", "s32", "f32"),
+    "u8": ("u8", "s8", "s32", "f32", "bf16"),
+    "s8": ("u8", "s8", "s32", "f32", "bf16"),
     "f32": ("f32",),
     "bf16": ("bf16", "f32"),
 }

@@ -178,8 +178,8 @@ def conv_int8(
         padding: An int, (ph, pw), or ((top, bottom), (left, right)).
         dilation: Distance of taps.
         groups: Groups of channels; `groups == ic == oc` is depthwise and has kernels of its own.
-        post_ops: Applied in order to the f32 value before requantization: Sum, Linear, ReLU, Clip, LeakyReLU.
-        out_dtype: u8, s8, s32 (the accumulator plus an s32 bias, no post-ops) or f32 (dequantized).
+        post_ops: Applied in order to the f32 value before requantization (`vnnigen.kernels.post_ops`).
+        out_dtype: u8, s8, s32 (the accumulator plus an s32 bias, no post-ops) or f32 or bf16 (dequantized).
         layout: Of x and the result.
         isa: Force a tier (see `tiers()`); default is the best.
         out: Receives the result (NHWC only); contiguous, and not overlapping x.

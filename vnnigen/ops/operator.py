@@ -20,7 +20,7 @@ from vnnigen.kernels.geometry import Geometry
 from vnnigen.kernels.layout import MAX_TENSORS
 from vnnigen.kernels.mac import TIER_CODE
 from vnnigen.kernels.packed import Weights
-from vnnigen.kernels.post_ops import PostOp, Sum
+from vnnigen.kernels.post_ops import PostOp, TensorOp
 from vnnigen.kernels.problem import ConvProblem, GemmProblem, acc_bound
 from vnnigen.kernels.qparams import check_scale, check_zero_point
 from vnnigen.kernels.types import NUMPY, Array, DType, dtype_name
@@ -97,7 +97,7 @@ def make_quantization(
     post_ops: Sequence[PostOp], out_dtype: Any, names: tuple[str, str] = ("x", "w"),
 ) -> Quantization:  # fmt: skip
     """Check and normalise the arguments of an int8 operator with `n` output channels; `names` as in `Operator`."""
-    out = dtype_name(out_dtype, "out_dtype", ("u8", "s8", "s32", "f32"))
+    out = dtype_name(out_dtype, "out_dtype", ("u8", "s8", "s32", "f32", "bf16"))
     bias_s32, bias_f32 = check_bias(bias, n, f32=False)
     # The range of a source zero point depends on the source's type, which is known at the first call.
     zp = np.asarray(x_zp)
@@ -124,9 +124,14 @@ def as_post_ops(post_ops: Any) -> tuple[PostOp, ...]:
     for op in ops:
         if not isinstance(op, PostOp):
             raise DTypeError(f"post_ops must hold post-operations such as ReLU(), not {op!r}")
-    if sum(isinstance(op, Sum) for op in ops) > MAX_TENSORS:
-        raise ShapeError(f"at most {MAX_TENSORS} Sum post-ops are supported")
+    if len(_with_tensor(ops)) > MAX_TENSORS:
+        raise ShapeError(f"at most {MAX_TENSORS} Sum and Binary post-ops with a tensor are supported")
     return ops
+
+
+def _with_tensor(ops: Sequence[PostOp]) -> tuple[TensorOp, ...]:
+    """The post-ops that read a tensor of the output's shape."""
+    return tuple(op for op in ops if isinstance(op, TensorOp) and op.takes_tensor)
 
 
 class Operator:
@@ -144,7 +149,7 @@ class Operator:
         self._choice = choose(weights, isa, strategy)
         self._prepared: dict[DType, Prepared] = {}
         self._plans: dict[tuple[Any, Any], Plan] = {}
-        self._sums = tuple(op for op in q.post_ops if isinstance(op, Sum))
+        self._tensor_ops = _with_tensor(q.post_ops)
         self._last: Plan | None = None
 
     # What a subclass says.
@@ -198,14 +203,15 @@ class Operator:
         if prepared.packed is not None:
             keys = prepared.packed.keys_for(self._geometry(problem))
             bound = Bound(keys, prepared.packed.runs)
-        plan = Plan(problem, prepared, bound, self._y_shape(problem), np.dtype(NUMPY[self._q.out]), len(self._sums))
+        y_dtype = np.dtype(NUMPY[self._q.out])
+        plan = Plan(problem, prepared, bound, self._y_shape(problem), y_dtype, len(self._tensor_ops))
         self._plans[shape, dtype] = plan
         return plan
 
     # The call.
 
     def __call__(self, x: Array, out: Array | None = None, tensors: Sequence[Array] = ()) -> Array:
-        """Compute. See the class for shapes; `out` receives the result, `tensors` fill Sums without a tensor."""
+        """Compute. See the class for shapes; `out` receives the result, `tensors` fill post-ops without one."""
         try:
             plan = self._plans.get((x.shape, x.dtype))
         except AttributeError:
@@ -236,27 +242,28 @@ class Operator:
         return y
 
     def _operands(self, plan: Plan, out: Array | None, tensors: Sequence[Array]) -> list[Array]:
-        """The tensors of all Sum post-ops, in order, checked: their own, the call's, or `out`."""
+        """The tensors of all Sum and Binary post-ops, in order, checked: their own, the call's, or `out`."""
         if not isinstance(tensors, (tuple, list)):
             raise DTypeError(f"tensors must be a tuple or list of arrays, not {type(tensors).__name__}")
         given = iter(tensors)
-        free = sum(op.tensor is None for op in self._sums)
+        free = sum(op.tensor is None for op in self._tensor_ops)
         if len(tensors) not in (0, free):
-            raise ShapeError(f"{len(tensors)} tensors were given for {free} Sum post-ops without one")
+            raise ShapeError(f"{len(tensors)} tensors were given for {free} Sum or Binary post-ops without one")
         result = []
         specs = [s for s in plan.prepared.epilogue.spec.steps if s.tensor is not None]
-        for op, spec in zip(self._sums, specs, strict=True):
+        for op, spec in zip(self._tensor_ops, specs, strict=True):
+            name = type(op).__name__
             tensor = op.tensor if op.tensor is not None else next(given, None)
             tensor = out if tensor is None else self._inner(tensor)
             if tensor is None:
-                raise ShapeError("a Sum post-op without a tensor adds to `out`: pass out= or tensors=")
+                raise ShapeError(f"a {name} post-op without a tensor reads `out`: pass out= or tensors=")
             if not isinstance(tensor, np.ndarray) or tensor.dtype != NUMPY[spec.tensor or "f32"]:
-                raise DTypeError(f"a Sum tensor must be a {spec.tensor} array")
+                raise DTypeError(f"a {name} tensor must be a {spec.tensor} array")
             if tensor.shape != plan.y_shape:
-                raise ShapeError(f"a Sum tensor has shape {tensor.shape}, the output {plan.y_shape}")
+                raise ShapeError(f"a {name} tensor has shape {tensor.shape}, the output {plan.y_shape}")
             same = out is not None and tensor.ctypes.data == out.ctypes.data and tensor.dtype == out.dtype
             if out is not None and not same and np.may_share_memory(tensor, out):
-                raise ShapeError("a Sum tensor overlaps `out` without being the same array; pass a copy")
+                raise ShapeError(f"a {name} tensor overlaps `out` without being the same array; pass a copy")
             result.append(np.ascontiguousarray(tensor))
         return result
 
