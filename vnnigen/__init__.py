@@ -37,6 +37,7 @@ from vnnigen.ops.bf16 import Conv2dBf16, GemmBf16, conv_bf16, gemm_bf16
 from vnnigen.ops.conv import Conv2dF32, Conv2dInt8, conv_f32, conv_int8
 from vnnigen.ops.explanation import Explanation
 from vnnigen.ops.gemm import GemmF32, GemmInt8, gemm_f32, gemm_int8
+from vnnigen.ops.matmul import MatMulBf16, MatMulF32, MatMulInt8, matmul_bf16, matmul_f32, matmul_int8
 from vnnigen.ops.operator import Operator
 from vnnigen.runtime.threads import num_threads, set_num_threads
 
@@ -71,6 +72,9 @@ __all__ = [
     "ISAError",
     "LeakyReLU",
     "Linear",
+    "MatMulBf16",
+    "MatMulF32",
+    "MatMulInt8",
     "MissingExtraError",
     "ModelError",
     "Operator",
@@ -94,6 +98,9 @@ __all__ = [
     "gemm_bf16",
     "gemm_f32",
     "gemm_int8",
+    "matmul_bf16",
+    "matmul_f32",
+    "matmul_int8",
     "max_isa",
     "num_threads",
     "quantize",
