@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vnnigen.isa.assembler import Code, Mem
-from vnnigen.kernels.blocking import Blocking, grid
+from vnnigen.kernels.blocking import TILES, Blocking, grid, other_grids
 from vnnigen.kernels.emit_common import add_const, counted
 from vnnigen.kernels.emit_copy import scratch_rows
 from vnnigen.kernels.emit_epilogue import Tile, emit_epilogue, epilogue_registers
@@ -24,7 +24,7 @@ from vnnigen.kernels.epilogue import Epilogue
 from vnnigen.kernels.geometry import Geometry, Segments
 from vnnigen.kernels.mac import AMX, TierCode
 from vnnigen.kernels.nest import LoopNest, NestKey
-from vnnigen.kernels.packed import PackedRun, Weights, pack_run
+from vnnigen.kernels.packed import PackedRun, Pick, Weights, pack_run
 from vnnigen.kernels.packing import Run
 from vnnigen.kernels.types import DType
 
@@ -135,19 +135,31 @@ def plan_tiles(down: int, across: int) -> TilePlan:
     return TilePlan(acc, tuple(range(acc, at)), tuple(range(at, at + weights)))
 
 
-def choose_tiles(g: Geometry, panels: int) -> tuple[int, int, int]:
-    """(th, tw, nr) of the register block: 2x2 tiles, or a row or column of four where there is one tile only.
+def rank_tiles(g: Geometry, panels: int) -> tuple[tuple[int, int, int], ...]:
+    """(th, tw, nr) of register blocks, best first by estimate: 2x2 tiles, then rows and columns of them.
 
-    Two by two needs the fewest tile loads per multiplication (one), so it wins where both sides have two tiles.
+    Two by two needs the fewest tile loads per multiplication (one), so it comes first where both sides have two tiles;
+    where there is one tile only, a row or column of four.
     """
     flat = g.ow == 1
     tiles = -(-g.oh // ROWS) if flat else g.oh * -(-g.ow // ROWS)
-    down, across = (1, min(4, panels)) if tiles == 1 else (min(4, tiles), 1) if panels == 1 else (2, 2)
-    if flat:
-        return min(g.oh, ROWS * down), 1, across
-    if g.ow <= ROWS:
-        return min(down, g.oh), g.ow, across
-    return 1, min(g.ow, ROWS * down), across
+    first = (1, min(4, panels)) if tiles == 1 else (min(4, tiles), 1) if panels == 1 else (2, 2)
+    found = []
+    for down, across in (first, (1, 4), (4, 1), (1, 3), (3, 1), (2, 2), (1, 2), (2, 1)):
+        nr = min(across, panels)
+        if flat:
+            found.append((min(g.oh, ROWS * down), 1, nr))
+        elif g.ow <= ROWS:
+            found.append((min(down, g.oh), g.ow, nr))
+        else:
+            found.append((1, min(g.ow, ROWS * down), nr))
+            found.append((min(down, g.oh), ROWS, nr))  # tiles below each other
+    return tuple(dict.fromkeys(found))
+
+
+def choose_tiles(g: Geometry, panels: int) -> tuple[int, int, int]:
+    """(th, tw, nr) of the register block: the first of `rank_tiles`."""
+    return rank_tiles(g, panels)[0]
 
 
 def _strip(g: Geometry, strip: int, th: int, copy: bool) -> int:
@@ -167,20 +179,31 @@ class PackedAmx:
     epilogue: Epilogue
     runs: tuple[PackedRun, ...]
 
-    def keys_for(self, g: Geometry) -> tuple[AmxKey, ...]:
-        """The kernel of a problem."""
-        mac = self.runs[0].mac
+    def keys_for(self, g: Geometry, pick: Pick | None = None) -> tuple[AmxKey, ...]:
+        """The kernel of a problem; `pick` is shown the candidates, best first by estimate, and says which to take."""
+        run = self.runs[0]
+        mac = run.mac
         elements, _ = _run_elements(g)
         steps = cut_run(elements * mac.element_bytes, exact=mac.element == "bf16")
         assert steps is not None  # `why_not` has seen to that
         panels = -(-g.n // self.tier.lanes)
-        th, tw, nr = choose_tiles(g, panels)
         copy = g.padded or g.src != mac.element or steps.pad > 0
         # A step of the grid should last as long as on the vector tiers, which multiply about eight times slower.
-        strip, chunk = grid(g, mac, th, -(-panels // nr), copy, macs=g.macs // 8)
-        blocking = Blocking(th, tw, nr, 0, 2, _strip(g, strip, th, copy), chunk, copy)
-        spec = self.epilogue.spec
-        return (AmxKey(self.op, g, self.tier, mac, spec, blocking, False, 0, g.ldo, 0, steps),)
+        work = {"macs": g.macs // 8, "weights": g.n * g.k * mac.element_bytes}
+
+        def key(tile: tuple[int, int, int], cut: tuple[int, int] | None = None) -> AmxKey:
+            th, tw, nr = tile
+            strip, chunk = cut or grid(g, mac, th, -(-panels // nr), copy, **work)
+            blocking = Blocking(th, tw, nr, 0, 2, _strip(g, strip, th, copy), chunk, copy)
+            return AmxKey(self.op, g, self.tier, mac, self.epilogue.spec, blocking, False, 0, g.ldo, 0, steps_of_run=steps)
+
+        tiles = rank_tiles(g, panels)
+        if pick is None:
+            return (key(tiles[0]),)
+        th, _, nr = tiles[0]
+        cuts = other_grids(g, mac, th, -(-panels // nr), copy, **work)
+        candidates = list(dict.fromkeys((*map(key, tiles[:TILES]), *(key(tiles[0], cut) for cut in cuts))))
+        return (candidates[pick(candidates, run)],)
 
     @property
     def chains(self) -> tuple[tuple[int, int, str], ...]:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from vnnigen.errors import ShapeError
 from vnnigen.isa.assembler import Code, Mem
-from vnnigen.kernels.blocking import Blocking, grid
+from vnnigen.kernels.blocking import TILES, Blocking, grid, other_grids
 from vnnigen.kernels.emit_epilogue import Tile, emit_epilogue, epilogue_registers
 from vnnigen.kernels.emit_tile import tile_offsets
 from vnnigen.kernels.epilogue import Epilogue, EpilogueSpec
@@ -30,7 +30,7 @@ from vnnigen.kernels.geometry import Geometry
 from vnnigen.kernels.layout import ConstLayout
 from vnnigen.kernels.mac import CHAIN_EXACT, CHAIN_FAST, FMA, VNNI, Mac, MacStream, TierCode
 from vnnigen.kernels.nest import LoopNest, NestKey
-from vnnigen.kernels.packed import PackedRun, Weights, as_element
+from vnnigen.kernels.packed import PackedRun, Pick, Weights, as_element
 from vnnigen.kernels.packing import (
     Array,
     Columns,
@@ -44,6 +44,8 @@ from vnnigen.kernels.packing import (
 from vnnigen.kernels.types import DType
 
 Reg = Any
+#: Largest tile that is considered.
+TALLEST, WIDEST = 4, 4
 #: Tap of each column of a group, None where the output does not use the column.
 Taps = tuple["int | None", ...]
 
@@ -118,25 +120,43 @@ def channel_order(size: int, lanes: int) -> NDArray[np.intp]:
     return order
 
 
+def _room(tier: TierCode, mac: Mac, epilogue: int) -> int:
+    """Pixels whose accumulators fit the registers, `epilogue` of them being taken."""
+    return (tier.registers - max(mac.temps(tier.bits) + 7, epilogue)) // mac.k_per_dword
+
+
 @lru_cache(maxsize=1024)
-def choose_tile(win: Window, tier: TierCode, mac: Mac, oh: int, ow: int, epilogue: int) -> tuple[int, int]:
-    """The tile with the fewest instructions per output that fits the registers, `epilogue` of them being taken."""
+def _tile_cost(win: Window, mac: Mac, th: int, tw: int) -> float:
+    """Issue slots of a tile: loads, unpacks at half price, multiplies with their operands' loads."""
     size = mac.k_per_dword
-    room = tier.registers - max(mac.temps(tier.bits) + 7, epilogue)
-    best: tuple[float, tuple[int, int]] | None = None
-    for th in range(1, min(4, oh) + 1):
-        for tw in range(1, min(4, ow) + 1):
-            if th * tw * size > room:
-                continue
-            groups = plan_groups(win, th, tw, size)
-            work = sum(size + 2 * size * (size > 1) + size * len(g.users) * mac.cost * 2 for g in groups)
-            waste = (-(-oh // th) * th * -(-ow // tw) * tw) / (oh * ow)
-            cost = (work + 6) / (th * tw) * waste
-            if best is None or cost < best[0]:
-                best = (cost, (th, tw))
-    if best is None:
+    groups = plan_groups(win, th, tw, size)
+    return sum(size * (1 + (size > 1) + len(g.users) * (0.5 + 2 * mac.cost)) for g in groups) + 6
+
+
+@lru_cache(maxsize=1024)
+def rank_tiles(
+    win: Window, tier: TierCode, mac: Mac, oh: int, ow: int, epilogue: int
+) -> tuple[tuple[int, int], ...]:  # fmt: skip
+    """Tiles that fit the registers, `epilogue` of them being taken, best first by estimate, tails included.
+
+    Raises ShapeError where none fits.
+    """
+    room = _room(tier, mac, epilogue)
+    costs = {}
+    for th in range(1, min(TALLEST, oh) + 1):
+        for tw in range(1, min(WIDEST, ow, room // th) + 1):
+            rows, columns = ((th, oh // th), (oh % th, 1)), ((tw, ow // tw), (ow % tw, 1))
+            costs[th, tw] = sum(
+                m * n * _tile_cost(win, mac, h, w) for h, m in rows for w, n in columns if h and w and m and n
+            )
+    if not costs:
         raise ShapeError(f"no depthwise tile fits the registers of {tier.name}")
-    return best[1]
+    return tuple(sorted(costs, key=lambda tile: costs[tile]))
+
+
+def choose_tile(win: Window, tier: TierCode, mac: Mac, oh: int, ow: int, epilogue: int) -> tuple[int, int]:
+    """The tile with the least estimated time. Raises ShapeError as `rank_tiles` does."""
+    return rank_tiles(win, tier, mac, oh, ow, epilogue)[0]
 
 
 def unordered(spec: EpilogueSpec, size: int) -> bool:
@@ -159,6 +179,11 @@ class DepthwiseKey(NestKey):
         """Channels rounded up to whole blocks."""
         return -(-self.g.n // self.block_columns) * self.block_columns
 
+    @property
+    def layout(self) -> ConstLayout:
+        """The constant block's layout."""
+        return ConstLayout(self.padded_columns)
+
     def build(self, features: frozenset[str] | None) -> Code:
         """Generate the code, using only instructions of `features`."""
         from vnnigen.kernels.depthwise_edges import EdgeDepthwise
@@ -173,7 +198,7 @@ class DepthwiseNest(LoopNest):
         super().__init__(key, features)
         self.size = key.mac.k_per_dword
         self.window = key.window
-        self.vectors = weight_vectors(key.window, self.size, *_packed_tile(key.window, key.tier, key.mac, key.spec))
+        self.vectors = weight_vectors(key.window, self.size, *_packed_tile(key.tier, key.mac, key.spec))
         self.block_bytes = len(self.vectors) * self.size * key.tier.vector_bytes
         self.panel_bytes = self.block_bytes
         self.source_step = key.block_columns * key.mac.element_bytes
@@ -313,9 +338,9 @@ class DepthwiseNest(LoopNest):
         return q
 
 
-def _packed_tile(win: Window, tier: TierCode, mac: Mac, spec: EpilogueSpec) -> tuple[int, int]:
-    """The largest tile any shape may choose: what the packed weights are made for."""
-    return choose_tile(win, tier, mac, 1 << 20, 1 << 20, epilogue_registers(spec, tier))
+def _packed_tile(tier: TierCode, mac: Mac, spec: EpilogueSpec) -> tuple[int, int]:
+    """The tile that the packed weights are made for, as wide as any shape may choose; its height does not matter."""
+    return 1, max(1, min(WIDEST, _room(tier, mac, epilogue_registers(spec, tier))))
 
 
 @dataclass(frozen=True, eq=False)
@@ -329,21 +354,28 @@ class PackedDepthwise:
     window: Window
     runs: tuple[PackedRun, ...]
 
-    def keys_for(self, g: Geometry) -> tuple[DepthwiseKey, ...]:
-        """The kernel of a problem."""
-        mac = self.runs[0].mac
-        flat = replace(g, groups=1, n=g.ic)
+    def keys_for(self, g: Geometry, pick: Pick | None = None) -> tuple[DepthwiseKey, ...]:
+        """The kernel of a problem; `pick` is shown the candidates, best first by estimate, and says which to take."""
+        run, spec = self.runs[0], self.epilogue.spec
+        mac, flat = run.mac, replace(g, groups=1, n=g.ic)
         size = mac.k_per_dword
-        th, tw = _packed_tile(self.window, self.tier, mac, self.epilogue.spec)
-        th, tw = min(th, g.oh), min(tw, g.ow)
         block = size * self.tier.lanes
+        blocks = -(-g.ic // block)
         # Without byte masks, a tail of channels cannot be loaded in place.
         copy = not self.tier.masks and g.ic % block != 0
-        strip, chunk = grid(
-            flat, mac, th, -(-g.ic // block), copy, macs=g.oh * g.ow * g.ic * g.kh * g.kw * g.images * 4
-        )
-        blocking = Blocking(th, tw, size, 0, 1, strip, chunk, copy)
-        return (DepthwiseKey(self.op, flat, self.tier, mac, self.epilogue.spec, blocking, False, 0, g.ic, 0),)
+        macs = g.oh * g.ow * g.ic * g.kh * g.kw * g.images * 4
+
+        def key(tile: tuple[int, int], cut: tuple[int, int] | None = None) -> DepthwiseKey:
+            strip, chunk = cut or grid(flat, mac, tile[0], blocks, copy, macs=macs)
+            blocking = Blocking(*tile, size, 0, 1, strip, chunk, copy)
+            return DepthwiseKey(self.op, flat, self.tier, mac, spec, blocking, False, 0, g.ic, 0)
+
+        tiles = rank_tiles(self.window, self.tier, mac, g.oh, g.ow, epilogue_registers(spec, self.tier))
+        if pick is None:
+            return (key(tiles[0]),)
+        cuts = other_grids(flat, mac, tiles[0][0], blocks, copy, macs=macs)
+        candidates = [*map(key, tiles[:TILES]), *(key(tiles[0], cut) for cut in cuts)]
+        return (candidates[pick(candidates, run)],)
 
     @property
     def chains(self) -> tuple[tuple[int, int, str], ...]:
@@ -387,7 +419,7 @@ def pack(op: str, w: Weights, tier: TierCode, src: DType, x_zp: int, epilogue: E
         taps = taps.astype(np.int16)
         if w.zero_point is not None:
             taps = taps - w.zero_point.astype(np.int16)[:, None, None]
-    vectors = weight_vectors(win, size, *_packed_tile(win, tier, mac, epilogue.spec))
+    vectors = weight_vectors(win, size, *_packed_tile(tier, mac, epilogue.spec))
     panels = _vectors(taps, vectors, size, block, tier.lanes)
     packed = aligned(panels.nbytes)
     packed.view(panels.dtype)[:] = panels.ravel()
@@ -428,6 +460,6 @@ def _choose_mac(w: Weights, taps: Array, win: Window, tier: TierCode, spec: Epil
         return CHAIN_EXACT
     if tier.vnni:
         return VNNI
-    vectors = weight_vectors(win, 4, *_packed_tile(win, tier, CHAIN_FAST, spec))
+    vectors = weight_vectors(win, 4, *_packed_tile(tier, CHAIN_FAST, spec))
     pairs = _vectors(taps, vectors, 4, 4 * tier.lanes, tier.lanes)
     return CHAIN_FAST if bool(safe_columns(pairs.reshape(1, 1, -1)).all()) else CHAIN_EXACT

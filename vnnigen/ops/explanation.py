@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from vnnigen.isa.assembler import Code
+from vnnigen.runtime.tuner import Tuning
 
 if TYPE_CHECKING:
     from vnnigen.ops.operator import Plan
@@ -26,6 +27,7 @@ class KernelReport:
     code_size: int
     instructions: int
     jit_ms: float
+    tuning: Tuning
     code: Code
 
     def lines(self) -> list[str]:
@@ -35,12 +37,19 @@ class KernelReport:
         return [
             f"kernel    {self.name}",
             f"  columns   {self.columns[0]}..{self.columns[1] - 1}, {_CHAINS[self.chain]}",
-            f"  blocking  tile {b['th']}x{b['tw']} pixels x {b['nr']} vectors, unroll {b['unroll']}, "
-            f"strip {b['strip']} rows, chunk {b['chunk']} column blocks, {self.grid_steps} steps",
+            f"  blocking  {_in_words(b)}, {self.grid_steps} steps",
+            f"  chosen    {self.tuning.source}",
+            *(f"    {s * 1e6:10.1f} us  {_in_words(asdict(m))}" for m, s in self.tuning.measured),
             f"  source    {copy}",
             f"  needs     {', '.join(self.features)}",
             f"  code      {self.code_size} bytes, {self.instructions} instructions, generated in {self.jit_ms:.1f} ms",
         ]
+
+
+def _in_words(b: dict[str, Any]) -> str:
+    """A blocking in one line."""
+    tile = f"tile {b['th']}x{b['tw']} pixels x {b['nr']} vectors, unroll {b['unroll']}"
+    return f"{tile}, strip {b['strip']} rows, chunk {b['chunk']} column blocks"
 
 
 _CHAINS = {
@@ -67,7 +76,9 @@ class Explanation:
         reports = []
         if plan.bound is not None:
             chains = plan.prepared.packed.chains
-            for key, kernel, (start, stop, mac) in zip(plan.bound.keys, plan.bound.kernels, chains, strict=True):
+            tunings = plan.tunings or (Tuning(),) * len(chains)
+            rows = zip(plan.bound.keys, plan.bound.kernels, chains, tunings, strict=True)
+            for key, kernel, (start, stop, mac), tuning in rows:
                 blocking: Any = key.blocking  # type: ignore[attr-defined]
                 code = kernel.code
                 reports.append(
@@ -83,6 +94,7 @@ class Explanation:
                         len(code.data),
                         code.instruction_count,
                         kernel.jit_ms,
+                        tuning,
                         code,
                     )
                 )
@@ -106,6 +118,11 @@ class Explanation:
         return tuple(k.blocking for k in self.kernels)
 
     @property
+    def tuning(self) -> str:
+        """How the kernels' blockings were chosen: `analytic`, `tuned (stored)` or `tuned (measured now)`."""
+        return ", ".join(dict.fromkeys(k.tuning.source for k in self.kernels))
+
+    @property
     def features(self) -> tuple[str, ...]:
         """CPU features the code needs, derived from its instructions."""
         return tuple(sorted({f for k in self.kernels for f in k.features}))
@@ -126,7 +143,10 @@ class Explanation:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the listing, as plain types."""
-        kernels = [{f.name: getattr(k, f.name) for f in fields(k) if f.name != "code"} for k in self.kernels]
+        kernels = [
+            {f.name: getattr(k, f.name) for f in fields(k) if f.name != "code"} | {"tuning": asdict(k.tuning)}
+            for k in self.kernels
+        ]
         return {
             "op": self.op, "tier": self.tier, "problem": self.problem, "kernel": self.kernel, "chain": self.chain,
             "features": list(self.features), "code_size": self.code_size, "jit_ms": self.jit_ms,

@@ -8,7 +8,7 @@ other call is a look-up and one native call.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from vnnigen.runtime import native
 from vnnigen.runtime.compiled import Bound
 from vnnigen.runtime.dispatch import Choice, choose
 from vnnigen.runtime.threads import num_threads
+from vnnigen.runtime.tuner import Tuning, tuned_keys
 
 Problem = ConvProblem | GemmProblem
 _from_buffer = native.ffi.from_buffer
@@ -72,6 +73,7 @@ class Plan:
     y_shape: tuple[int, ...]
     y_dtype: np.dtype[Any]
     tensors: int
+    tunings: tuple[Tuning, ...] = field(default=(), kw_only=True)
 
 
 def check_bias(bias: Any, n: int, f32: bool) -> tuple[NDArray[np.int32] | None, NDArray[np.float32] | None]:
@@ -199,12 +201,13 @@ class Operator:
         src = dtype_name(dtype, self.names[0], self.sources)
         problem = self._problem(shape, src)
         prepared = self._prepare(src)
-        bound = None
+        bound, tunings = None, tuple[Tuning, ...]()
         if prepared.packed is not None:
-            keys = prepared.packed.keys_for(self._geometry(problem))
+            keys, tunings = tuned_keys(prepared.packed, self._geometry(problem), num_threads())
             bound = Bound(keys, prepared.packed.runs)
         y_dtype = np.dtype(NUMPY[self._q.out])
-        plan = Plan(problem, prepared, bound, self._y_shape(problem), y_dtype, len(self._tensor_ops))
+        y_shape, tensors = self._y_shape(problem), len(self._tensor_ops)
+        plan = Plan(problem, prepared, bound, y_shape, y_dtype, tensors, tunings=tunings)
         self._plans[shape, dtype] = plan
         return plan
 

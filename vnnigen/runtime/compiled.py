@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -66,16 +66,21 @@ def compiled(key: KernelKey) -> Compiled:
         ISAError: when the code needs features that this machine, or the cap, does not have.
 
     """
-    return _CACHE.get(key, lambda: _compile(key))
+    return _CACHE.get(key, lambda: compile_new(key))
 
 
-def _compile(key: KernelKey) -> Compiled:
+def compile_new(key: KernelKey) -> Compiled:
+    """Generate and load a kernel that the cache does not keep. Raises as `compiled` does."""
     start = time.perf_counter()
     code = generate(key)
     # What counts is what was emitted, not what the tier promises.
     tiers.require(code.features, code.name)
     loaded = codemem.load(code)
     return Compiled(code, loaded, (time.perf_counter() - start) * 1e3)
+
+
+#: Gives a key's kernel: `compiled`, or `compile_new` for one that is not to stay.
+Getter = Callable[[KernelKey], Compiled]
 
 
 class Runner(Protocol):
@@ -93,10 +98,10 @@ class Runner(Protocol):
 class Launches:
     """Kernels in the native descriptor that `vg_call` takes; the template of its argument block is all zeros."""
 
-    def __init__(self, keys: Sequence[KernelKey]) -> None:
-        """Compile every key and fill the descriptor's launches."""
+    def __init__(self, keys: Sequence[KernelKey], get: Getter = compiled) -> None:
+        """Compile every key, with `get`, and fill the descriptor's launches."""
         self.keys = tuple(keys)
-        self.kernels = [compiled(key) for key in keys]
+        self.kernels = [get(key) for key in keys]
         self._configs = [key.tile_config for key in keys]
         ffi = native.ffi
         k = ffi.new("vg_kernel *")
@@ -113,9 +118,9 @@ class Launches:
 class Bound(Launches):
     """Kernels bound to packed weights."""
 
-    def __init__(self, keys: Sequence[KernelKey], runs: Sequence[Runner]) -> None:
+    def __init__(self, keys: Sequence[KernelKey], runs: Sequence[Runner], get: Getter = compiled) -> None:
         """Compile every key and fill the descriptor; `runs` holds each launch's arrays."""
-        super().__init__(keys)
+        super().__init__(keys, get)
         self._keep = runs
         for i, run in enumerate(runs):
             self.descriptor.args[ARG_WEIGHTS + 2 * i] = run.weights.ctypes.data
