@@ -105,7 +105,7 @@ def load(path: Path, problem: str, candidates: Sequence[Blocking]) -> Entry | No
                 raise ValueError("not a file")
             data = file.read(MAX_BYTES + 1)
         return _decode(data, problem, candidates)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError) as error:
         warnings.warn(f"tuning result {path} is ignored: {error}", TuneWarning, stacklevel=2)
