@@ -195,7 +195,8 @@ class PackedAmx:
             th, tw, nr = tile
             strip, chunk = cut or grid(g, mac, th, -(-panels // nr), copy, **work)
             blocking = Blocking(th, tw, nr, 0, 2, _strip(g, strip, th, copy), chunk, copy)
-            return AmxKey(self.op, g, self.tier, mac, self.epilogue.spec, blocking, False, 0, g.ldo, 0, steps_of_run=steps)
+            spec = self.epilogue.spec
+            return AmxKey(self.op, g, self.tier, mac, spec, blocking, False, 0, g.ldo, 0, steps_of_run=steps)
 
         tiles = rank_tiles(g, panels)
         if pick is None:

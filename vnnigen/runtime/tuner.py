@@ -15,8 +15,8 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Protocol
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -115,12 +115,12 @@ _MEASURED_HERE: KernelCache[tuple[str, str], tune_store.Entry] = KernelCache()
 
 
 def problem_of(key: NestKey) -> str:
-    """Everything about a kernel, but its blocking, that its speed depends on."""
-    parts = {
-        "op": key.op, "geometry": asdict(key.g), "tier": key.tier.name, "mac": key.mac.name,
-        "kernel": type(key).__name__, "epilogue": repr(key.spec), "row_sums": key.row_sums, "ldo": key.ldo,
-    }  # fmt: skip
-    return json.dumps(parts, sort_keys=True)
+    """Everything about a kernel that its speed depends on, but its blocking; where its columns begin is no matter."""
+    parts: dict[str, Any] = {f.name: getattr(key, f.name) for f in fields(key)}
+    for name in ("blocking", "column0", "launch"):
+        del parts[name]
+    parts |= {"kernel": type(key).__name__, "g": asdict(key.g), "tier": key.tier.name, "mac": key.mac.name}
+    return json.dumps(parts, sort_keys=True, default=repr)
 
 
 def _measured(candidates: Sequence[NestKey], run: PackedRun, threads: int) -> tune_store.Entry:
