@@ -8,10 +8,7 @@ columns of tiles are cut into *classes* with the same padding, most of them one 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from itertools import groupby
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -20,38 +17,10 @@ from vnnigen.isa.assembler import Mem
 from vnnigen.kernels.depthwise import DepthwiseKey, DepthwiseNest, Group
 from vnnigen.kernels.emit_common import add_const, set_mask
 from vnnigen.kernels.emit_copy import WIDEN
-from vnnigen.kernels.geometry import SRC_BYTES
+from vnnigen.kernels.geometry import SRC_BYTES, tile_classes
 from vnnigen.kernels.mac import MacStream
 
 Reg = Any
-
-
-@dataclass(frozen=True)
-class TileClass:
-    """`count` tiles of `size` outputs from number `first` on, whose windows see `inside` (by offset) of the image."""
-
-    first: int
-    count: int
-    size: int
-    inside: tuple[bool, ...]
-
-
-def tile_classes(
-    outputs: int, tile: int, source: int, stride: int, kernel: int, dilation: int, before: int
-) -> tuple[TileClass, ...]:
-    """Cut a row (or column) of `outputs` into tiles and group neighbours with the same size and padding."""
-
-    def describe(t: int) -> tuple[int, tuple[bool, ...]]:
-        size = min(tile, outputs - t * tile)
-        reach = (size - 1) * stride + (kernel - 1) * dilation + 1
-        start = t * tile * stride - before
-        return size, tuple(0 <= start + i < source for i in range(reach))
-
-    found = []
-    for (size, inside), members in groupby(range(-(-outputs // tile)), describe):
-        tiles = list(members)
-        found.append(TileClass(tiles[0], len(tiles), size, inside))
-    return tuple(found)
 
 
 class EdgeDepthwise(DepthwiseNest):
@@ -60,62 +29,20 @@ class EdgeDepthwise(DepthwiseNest):
     def __init__(self, key: DepthwiseKey, features: frozenset[str] | None):
         super().__init__(key, features)
         g, b = key.g, key.blocking
-        self.row_classes = tile_classes(g.oh, b.th, g.h, g.sh, g.kh, g.dh, g.top)
         self.column_classes = tile_classes(g.ow, b.tw, g.w, g.sw, g.kw, g.dw, g.left)
-        self.rows_inside: tuple[bool, ...] = ()
         self.columns_inside: tuple[bool, ...] = ()
         self.live = key.block_columns
         self.source_step = key.block_columns * SRC_BYTES[g.src]
         self.widen = WIDEN.get((g.src, key.mac.element))
 
-    def _strip(self, nr: int, valid: int) -> None:
-        """All tiles of a column block, class of rows by class of rows; the cursors run on from one to the next."""
-        a, key, g = self.a, self.key, self.key.g
-        self.live = (nr - 1) * key.tier.lanes + valid
-        # The cursor stands on the window of the first output, which begins `left` columns before the image.
-        a.mov(self.cur.src, self.first_src)
-        add_const(a, self.cur.src, -g.left * self.pixel)
-        a.mov(self.cur.off, self.first_off)
-        for rows in self.row_classes:
-            self.rows_inside = rows.inside
-            with self._rows_of_strip(rows):
-                self._row(rows.size, nr, valid)
-                done = sum(c.count * c.size for c in self.column_classes)
-                add_const(a, self.cur.src, rows.size * g.sh * self.row_pitch - done * g.sw * self.pixel)
-                add_const(a, self.cur.off, (rows.size * g.ow - done) * key.ldo)
+    def _begin_strip(self, nr: int, valid: int) -> None:
+        """Put the cursor on the window of the first output, which begins `left` columns before the image."""
+        self.live = (nr - 1) * self.key.tier.lanes + valid
+        super()._begin_strip(nr, valid)
+        add_const(self.a, self.cur.src, -self.key.g.left * self.pixel)
 
-    @contextmanager
-    def _rows_of_strip(self, rows: TileClass) -> Iterator[None]:
-        """Repeat the body for the tile rows of a class that lie in this strip."""
-        a, key = self.a, self.key
-        if key.strips == 1:
-            a.mov(self.cur.ptr, rows.count)
-            a.mov(self._slot(self.DOWN_LEFT), self.cur.ptr)
-            with self._slot_loop(self.DOWN_LEFT, may_be_zero=False) if rows.count > 1 else nullcontext():
-                yield
-            return
-        per_strip = key.blocking.strip // key.blocking.th
-        none = a.label("class_not_in_strip")
-        with a.scope():
-            first, last, bound = self.cur.ptr, self.cur.k, self.cur.outer
-            a.mov(first, self._slot(self.STRIP))
-            a.imul(first, first, per_strip)
-            a.lea(last, Mem(first, per_strip))
-            a.mov(bound, rows.first)
-            a.cmp(first, bound)
-            a.cmovl(first, bound)
-            a.mov(bound, rows.first + rows.count)
-            a.cmp(last, bound)
-            a.cmovg(last, bound)
-            a.sub(last, first)
-            a.jle(none)
-            a.mov(self._slot(self.DOWN_LEFT), last)
-        with self._slot_loop(self.DOWN_LEFT, may_be_zero=False):
-            yield
-        a.bind(none)
-
-    def _row(self, th: int, nr: int, valid: int) -> None:
-        """Tiles along one row of outputs, class by class; the cursors end behind the last."""
+    def _row(self, th: int, nr: int, valid: int) -> int:
+        """Tiles along one row of outputs, class by class; the outputs the cursors have passed."""
         a, g, cur = self.a, self.key.g, self.cur
         for columns in self.column_classes:
             self.columns_inside = columns.inside
@@ -126,6 +53,7 @@ class EdgeDepthwise(DepthwiseNest):
                 self.emit_tile(th, columns.size, nr, valid)
                 a.add(cur.src, columns.size * g.sw * self.pixel)
                 a.add(cur.off, columns.size * self.key.ldo)
+        return g.ow
 
     def _taps(self, acc: list[list[Reg]], groups: tuple[Group, ...]) -> None:
         """As in the copied form, with the padding register in place of loads outside the image."""

@@ -66,6 +66,7 @@ class _Loop:
     weights: list[Reg]
     source: Reg
     stream: MacStream
+    taps: tuple[int, int]
     ones8: Reg | None
 
     def step(self, src_disp: int, dword: int, *, tail: bool) -> None:
@@ -91,7 +92,7 @@ class _Loop:
     def whole(self) -> None:
         """All of K without loops."""
         seg = self.code.seg
-        for o in range(seg.outer):
+        for o in range(*self.taps):
             for i in range(seg.inner):
                 base = o * seg.outer_stride + i * seg.inner_stride
                 for d in range(seg.dwords):
@@ -110,7 +111,12 @@ class _Loop:
         if turns == 1:
             turns = 0
         rest = range(turns * unroll, seg.dwords)
-        with counted(a, cur.outer, seg.outer):
+        first, last = self.taps
+        outer = last - first
+        skipped = first * seg.inner * seg.dwords * vb
+        add_const(a, cur.src, first * seg.outer_stride)
+        add_const(a, cur.weights, skipped)
+        with counted(a, cur.outer, outer):
             with counted(a, cur.inner, seg.inner):
                 if turns:
                     a.mov(cur.k, turns)
@@ -131,16 +137,18 @@ class _Loop:
                 cur.src,
                 seg.outer_stride * (seg.outer > 1) - seg.inner_stride * seg.inner * (seg.inner > 1),
             )
-        add_const(a, cur.src, -seg.outer_stride * seg.outer * (seg.outer > 1))
-        a.sub(cur.weights, self.code.panel_bytes)
+        add_const(a, cur.src, -seg.outer_stride * (outer * (seg.outer > 1) + first))
+        a.sub(cur.weights, outer * seg.inner * seg.dwords * vb + skipped)
 
 
 def emit_tile(
-    a: Assembler, code: TileCode, cur: Cursors, rows: list[int], outs: list[int], nr: int, valid: int
-) -> None:
+    a: Assembler, code: TileCode, cur: Cursors, rows: list[int], outs: list[int], nr: int, valid: int,
+    taps: tuple[int, int],
+) -> None:  # fmt: skip
     """One tile: pixels at byte offsets `rows` from the source cursor, outputs at element offsets `outs`.
 
-    `nr` vectors of columns, the last with `valid` live lanes. All cursors keep their values.
+    `nr` vectors of columns, the last with `valid` live lanes. Filter rows outside `taps` meet padding only: what they
+    would add is added to the start values instead. All cursors keep their values.
     """
     bits = code.tier.bits
     with a.scope():
@@ -149,12 +157,17 @@ def emit_tile(
             for j in range(nr):
                 start = Mem(cur.consts, code.lay.init + j * code.tier.vector_bytes, index=cur.col, scale=4)
                 a.vmovups(acc[0][j], start)
+                for r in range(code.lay.taps):
+                    if taps[0] <= r < taps[1]:
+                        continue
+                    a.vpaddd(acc[0][j], acc[0][j], start + (code.lay.tap(r) - code.lay.init))
                 for row in acc[1:]:
                     a.vmovaps(row[j], acc[0][j])
         with a.scope():
             sums = [a.vec(bits, f"sum{i}") for i in range(len(rows))] if code.row_sums else []
             with a.scope(), a.section("multiply"):
-                _multiply(a, code, cur, rows, acc, sums)
+                if taps[0] < taps[1]:
+                    _multiply(a, code, cur, rows, acc, sums, taps)
             if sums:
                 _subtract_row_sums(a, code, cur, acc, sums)
         with a.section("epilogue"):
@@ -176,8 +189,9 @@ def emit_tile(
 
 
 def _multiply(
-    a: Assembler, code: TileCode, cur: Cursors, rows: list[int], acc: list[list[Reg]], sums: list[Reg]
-) -> None:
+    a: Assembler, code: TileCode, cur: Cursors, rows: list[int], acc: list[list[Reg]], sums: list[Reg],
+    taps: tuple[int, int],
+) -> None:  # fmt: skip
     bits, mac = code.tier.bits, code.mac
     for s in sums:
         a.vpxor(s.xmm, s.xmm, s.xmm) if not code.tier.masks else a.vpxord(s, s, s)
@@ -188,7 +202,7 @@ def _multiply(
         a.vmovups(ones8, a.const(ONES8[: code.tier.vector_bytes]))
     resident = min(code.blocking.resident, len(acc[0]))
     weights = [a.vec(bits, f"w{j}") for j in range(resident)]
-    loop = _Loop(a, code, cur, rows, acc, sums, weights, a.vec(bits, "src"), stream, ones8)
+    loop = _Loop(a, code, cur, rows, acc, sums, weights, a.vec(bits, "src"), stream, taps, ones8)
     if code.seg.total_dwords * len(rows) * len(acc[0]) <= UNROLL_WHOLE:
         loop.whole()
     else:

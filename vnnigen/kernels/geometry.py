@@ -8,6 +8,8 @@ of the NHWC source, and all rows share the distances between their segments.  A 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import groupby
 
 from vnnigen.kernels.mac import Mac
 from vnnigen.kernels.problem import ConvProblem, GemmProblem
@@ -135,3 +137,50 @@ def segments(g: Geometry, mac: Mac, *, row_pitch: int, pixel_pitch: int) -> Segm
         outer=g.kh, inner=inner, elements=elements, dwords=dwords, tail=elements - (dwords - 1) * per,
         outer_stride=g.dh * row_pitch, inner_stride=g.dw * pixel_pitch,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TileClass:
+    """`count` tiles of `size` outputs from number `first` on, whose windows see `inside` (by offset) of the image."""
+
+    first: int
+    count: int
+    size: int
+    inside: tuple[bool, ...]
+
+
+@lru_cache(maxsize=1024)
+def tile_classes(
+    outputs: int, tile: int, source: int, stride: int, kernel: int, dilation: int, before: int
+) -> tuple[TileClass, ...]:
+    """Cut a row (or column) of `outputs` into tiles and group neighbours with the same size and padding."""
+
+    def describe(t: int) -> tuple[int, tuple[bool, ...]]:
+        size = min(tile, outputs - t * tile)
+        reach = (size - 1) * stride + (kernel - 1) * dilation + 1
+        start = t * tile * stride - before
+        return size, tuple(0 <= start + i < source for i in range(reach))
+
+    found = []
+    for (size, inside), members in groupby(range(-(-outputs // tile)), describe):
+        tiles = list(members)
+        found.append(TileClass(tiles[0], len(tiles), size, inside))
+    return tuple(found)
+
+
+def row_classes(g: Geometry, th: int) -> tuple[TileClass, ...]:
+    """Classes of rows of tiles `th` outputs high; a problem without padding has a full one and a tail."""
+    if g.padded:
+        return tile_classes(g.oh, th, g.h, g.sh, g.kh, g.dh, g.top)
+    full, tail = divmod(g.oh, th)
+    reach = g.strip_rows(th)
+    classes = [TileClass(0, full, th, (True,) * min(reach, 1 << 12))] if full else []
+    return (*classes, TileClass(full, 1, tail, (True,) * min(g.strip_rows(tail), 1 << 12))) if tail else (*classes,)
+
+
+def taps_inside(g: Geometry, rows: TileClass) -> tuple[int, int]:
+    """First and past-the-last filter row that meets the image anywhere in a row of tiles."""
+    used = [
+        kr for kr in range(g.kh) if any(rows.inside[h * g.sh + kr * g.dh] for h in range(rows.size))
+    ] if g.padded else list(range(g.kh))  # fmt: skip
+    return (used[0], used[-1] + 1) if used else (0, 0)

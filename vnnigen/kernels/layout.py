@@ -28,12 +28,14 @@ class ConstLayout:
     """Byte offsets inside the constant block; `columns` is the padded column count of all groups.
 
     pad: 64 bytes of what spatial padding holds.  zero_point: 32 words of the destination's zero point.
-    scalars: f32 operands of the post-ops.  init, m, b, w_zp, and `vectors` more for post-ops with a constant per
-    channel: one 32-bit vector of `columns` each.
+    scalars: f32 operands of the post-ops.  init, m, b, w_zp, `taps` of what a filter row on padding adds (a tile
+    that leaves such rows out starts with it), and `vectors` for post-ops with a constant per channel: one 32-bit vector
+    of `columns` each.
     """
 
     columns: int
     vectors: int = 0
+    taps: int = 0
 
     pad: int = 0
     zero_point: int = 64
@@ -55,9 +57,13 @@ class ConstLayout:
         """Weight zero points (s32)."""
         return self.b + 4 * self.columns
 
+    def tap(self, row: int) -> int:
+        """What filter row `row` adds to the accumulator where it meets padding only (s32)."""
+        return self.w_zp + 4 * self.columns * (1 + row)
+
     def vector(self, i: int) -> int:
         """Constants per channel of post-ops: vector i (f32)."""
-        return self.w_zp + 4 * self.columns * (1 + i)
+        return self.tap(self.taps + i)
 
     @property
     def size(self) -> int:

@@ -20,9 +20,10 @@ from vnnigen.kernels.emit_copy import CopyRegs, CopyStage, scratch_rows
 from vnnigen.kernels.emit_epilogue import epilogue_registers
 from vnnigen.kernels.emit_tile import Cursors, TileCode, emit_tile, tile_offsets
 from vnnigen.kernels.epilogue import EpilogueSpec
-from vnnigen.kernels.geometry import SRC_BYTES, Geometry, segments
+from vnnigen.kernels.geometry import SRC_BYTES, Geometry, TileClass, row_classes, segments, taps_inside
 from vnnigen.kernels.layout import ARG_CONSTS, ARG_SRC, ARG_WEIGHTS, ConstLayout
 from vnnigen.kernels.mac import Mac, TierCode
+from vnnigen.kernels.packing import filter_rows
 
 Reg = Any
 
@@ -46,6 +47,8 @@ class NestKey:
     column0: int
     ldo: int
     launch: int
+    #: Whether filter rows that meet padding only may be left out.
+    skip_padding: bool = False
 
     @property
     def name(self) -> str:
@@ -92,7 +95,7 @@ class NestKey:
     @property
     def layout(self) -> ConstLayout:
         """The constant block's layout."""
-        return ConstLayout(self.g.groups * self.padded_columns)
+        return ConstLayout(self.g.groups * self.padded_columns, taps=filter_rows(self.mac, self.g.kh))
 
     @property
     def scratch(self) -> int:
@@ -138,6 +141,9 @@ class LoopNest:
             self.pixel = g.ic * SRC_BYTES[g.src]
             self.row_pitch = g.w * self.pixel
         self._check_offsets()
+        self.row_classes = row_classes(g, b.th)
+        self.rows_inside: tuple[bool, ...] = ()
+        self.taps_inside = (0, g.kh)
         self.lay = key.layout
         self.a = Assembler(
             key.name, args=(Arg("args", "ptr"), Arg("index", "i64"), Arg("scratch", "ptr")), features=features
@@ -189,7 +195,7 @@ class LoopNest:
         return a.finalize().encode()
 
     # Slots of the stack frame: loop counts that are touched once per column block.
-    CHUNK, STRIP, BLOCKS, DOWN, GROUP, DOWN_LEFT, ALONG_LEFT, SCRATCH = range(8)
+    CHUNK, STRIP, BLOCKS, GROUP, DOWN_LEFT, ALONG_LEFT, SCRATCH = range(7)
 
     def _slot(self, which: int) -> Mem:
         return self.slots + 8 * which
@@ -210,7 +216,6 @@ class LoopNest:
             a.imul(col, chunk, b.chunk * key.block_columns)
             a.imul(tmp, chunk, b.chunk * self.block_bytes)
             a.add(weights, tmp)
-            self._tiles_here(strip, tmp)
             a.imul(self.first_off, image, g.oh)
             a.imul(strip, strip, b.strip)
             a.add(self.first_off, strip)
@@ -254,12 +259,6 @@ class LoopNest:
         key, b = self.key, self.key.blocking
         last = key.full_blocks - (key.chunks - 1) * b.chunk
         self._by_last(chunk, key.chunks, b.chunk, last, tmp, self.BLOCKS)
-
-    def _tiles_here(self, strip: Reg, tmp: Reg) -> None:
-        """Full tiles down this strip."""
-        key, b = self.key, self.key.blocking
-        last = (key.g.oh - (key.strips - 1) * b.strip) // b.th
-        self._by_last(strip, key.strips, b.strip // b.th, last, tmp, self.DOWN)
 
     def _by_last(self, which: Reg, count: int, usual: int, last: int, tmp: Reg, slot: int) -> None:
         """Store `usual`, or `last` if this is the last of `count`."""
@@ -341,26 +340,54 @@ class LoopNest:
                 self._strip(panels, tail - (panels - 1) * lanes)
 
     def _strip(self, nr: int, valid: int) -> None:
-        """All tiles of a column block: full tiles down the strip, then the image's last rows."""
-        a, key, g, b = self.a, self.key, self.key.g, self.key.blocking
-        cur = self.cur
-        a.mov(cur.src, self.first_src)
-        a.mov(cur.off, self.first_off)
-        if g.oh >= b.th:
-            a.mov(cur.ptr, self._slot(self.DOWN))
-            a.mov(self._slot(self.DOWN_LEFT), cur.ptr)
-            none = (g.oh - (key.strips - 1) * b.strip) < b.th
-            with self._slot_loop(self.DOWN_LEFT, may_be_zero=none):
-                self._row(b.th, nr, valid)
-                steps = g.ow // b.tw
-                add_const(a, cur.src, b.th * g.sh * self.row_pitch - steps * b.tw * g.sw * self.pixel)
-                add_const(a, cur.off, (b.th * g.ow - steps * b.tw) * key.ldo)
-        if g.oh % b.th:
-            with self._only_last(self.STRIP, key.strips):
-                self._row(g.oh % b.th, nr, valid)
+        """All tiles of a column block, class of rows by class of rows; the cursors run on from one to the next."""
+        a, key, g, cur = self.a, self.key, self.key.g, self.cur
+        self._begin_strip(nr, valid)
+        for rows in self.row_classes:
+            self.rows_inside = rows.inside
+            self.taps_inside = taps_inside(g, rows)
+            with self._rows_of_strip(rows):
+                done = self._row(rows.size, nr, valid)
+                add_const(a, cur.src, rows.size * g.sh * self.row_pitch - done * g.sw * self.pixel)
+                add_const(a, cur.off, (rows.size * g.ow - done) * key.ldo)
 
-    def _row(self, th: int, nr: int, valid: int) -> None:
-        """Tiles along one row of outputs; the cursors end behind the last full tile."""
+    def _begin_strip(self, _nr: int, _valid: int) -> None:
+        """Put the cursors on the strip's first tile."""
+        self.a.mov(self.cur.src, self.first_src)
+        self.a.mov(self.cur.off, self.first_off)
+
+    @contextmanager
+    def _rows_of_strip(self, rows: TileClass) -> Iterator[None]:
+        """Repeat the body for the tile rows of a class that lie in this strip."""
+        a, key = self.a, self.key
+        if key.strips == 1:
+            a.mov(self.cur.ptr, rows.count)
+            a.mov(self._slot(self.DOWN_LEFT), self.cur.ptr)
+            with self._slot_loop(self.DOWN_LEFT, may_be_zero=False) if rows.count > 1 else nullcontext():
+                yield
+            return
+        per_strip = key.blocking.strip // key.blocking.th
+        none = a.label("class_not_in_strip")
+        with a.scope():
+            first, last, bound = self.cur.ptr, self.cur.k, self.cur.outer
+            a.mov(first, self._slot(self.STRIP))
+            a.imul(first, first, per_strip)
+            a.lea(last, Mem(first, per_strip))
+            a.mov(bound, rows.first)
+            a.cmp(first, bound)
+            a.cmovl(first, bound)
+            a.mov(bound, rows.first + rows.count)
+            a.cmp(last, bound)
+            a.cmovg(last, bound)
+            a.sub(last, first)
+            a.jle(none)
+            a.mov(self._slot(self.DOWN_LEFT), last)
+        with self._slot_loop(self.DOWN_LEFT, may_be_zero=False):
+            yield
+        a.bind(none)
+
+    def _row(self, th: int, nr: int, valid: int) -> int:
+        """Tiles along one row of outputs; the outputs that the cursors have passed."""
         a, g, b, cur = self.a, self.key.g, self.key.blocking, self.cur
         full, tail = divmod(g.ow, b.tw)
         if full:
@@ -373,6 +400,7 @@ class LoopNest:
                 a.add(cur.off, b.tw * self.key.ldo)
         if tail:
             self.emit_tile(th, tail, nr, valid)
+        return full * b.tw
 
 
 class Nest(LoopNest):
@@ -391,4 +419,5 @@ class Nest(LoopNest):
         g = self.key.g
         rows = tile_offsets(th, tw, g.sh * self.row_pitch, g.sw * self.pixel)
         outs = tile_offsets(th, tw, g.ow * self.key.ldo, self.key.ldo)
-        emit_tile(self.a, self.code, self.cur, rows, outs, nr, valid)
+        taps = self.taps_inside if self.key.skip_padding and g.kh > 1 else (0, g.kh)
+        emit_tile(self.a, self.code, self.cur, rows, outs, nr, valid, taps)

@@ -25,6 +25,7 @@ from vnnigen.kernels.packing import (
     Run,
     chain_runs,
     fill_constants,
+    filter_rows,
     k_order,
     pack_panels,
     pad_runs,
@@ -82,6 +83,12 @@ class PackedRun:
     row_sums: bool
     weights: NDArray[np.uint8]
     consts: NDArray[np.uint8]
+    finite: bool = True
+
+    @property
+    def skip_padding(self) -> bool:
+        """Whether filter rows on padding may be left out: not if row sums must see them, nor if 0 * w may be NaN."""
+        return self.finite and not self.row_sums
 
 
 #: Takes a launch's candidates and arrays, gives the index of one.
@@ -109,8 +116,9 @@ class Packed:
             need = register_need(r.mac, self.tier, r.row_sums, self.epilogue.spec)
             blocking = choose_blocking(part, self.tier, r.mac, need)
             key = NestKey(
-                self.op, part, self.tier, r.mac, self.epilogue.spec, blocking, r.row_sums, r.run.start, g.ldo, launch
-            )
+                self.op, part, self.tier, r.mac, self.epilogue.spec, blocking, r.row_sums, r.run.start, g.ldo, launch,
+                r.skip_padding,
+            )  # fmt: skip
             if pick is not None:
                 candidates = [replace(key, blocking=b) for b in rank_blockings(part, self.tier, r.mac, need)]
                 key = candidates[pick(candidates, r)]
@@ -194,10 +202,16 @@ def pack_run(
         bias = w.bias.astype(np.int64).reshape(w.groups, w.columns)
         parts = Columns(sums, zeros if zps is None else zps, bias)
         start = start_values(parts, k=w.k, x_zp=x_zp, shift=shift, folded_zp=folded)
+    padding = None
+    if filter_rows(mac, w.values.shape[2]):
+        # Filter row r on padding alone: each of its products is x_zp' * w. As the start values, modulo 2^32.
+        rows = ordered.astype(np.int64).reshape(w.groups, w.columns, w.values.shape[2], -1).sum(axis=3)
+        padding = ((rows * (x_zp + shift)) & 0xFFFFFFFF).astype(np.uint32).view(np.int32).transpose(2, 0, 1)
     padded = -(-(run.stop - run.start) // tier.lanes) * tier.lanes
     row_sums = zps is not None and not folded
     consts = fill_constants(
         ConstLayout(w.groups * padded), groups=w.groups, columns=columns, start=start, epilogue=epilogue,
-        pad=pad_vector(mac, x_zp, shift), w_zp=zps if row_sums else None,
+        pad=pad_vector(mac, x_zp, shift), w_zp=zps if row_sums else None, padding=padding,
     )  # fmt: skip
-    return PackedRun(run, mac, row_sums, panels, consts)
+    finite = w.kind == "int8" or bool(np.isfinite(w.values.astype(np.float32)).all())
+    return PackedRun(run, mac, row_sums, panels, consts, finite)

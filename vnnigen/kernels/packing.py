@@ -124,6 +124,14 @@ def start_values(c: Columns, *, k: int, x_zp: int, shift: int, folded_zp: bool) 
     return (init & 0xFFFFFFFF).astype(np.uint32).view(np.int32)
 
 
+def filter_rows(mac: Mac, kh: int) -> int:
+    """Filter rows whose sum over padding the constant block holds: those of integer kernels higher than one row.
+
+    Floating-point padding is 0 and adds nothing.
+    """
+    return kh if mac.acc == "s32" and kh > 1 else 0
+
+
 def fill_constants(
     lay: ConstLayout,
     *,
@@ -133,9 +141,13 @@ def fill_constants(
     epilogue: Epilogue,
     pad: Array,
     w_zp: NDArray[np.int64] | None,
+    padding: NDArray[np.int32] | None = None,
 ) -> NDArray[np.uint8]:
-    """The constant block of one launch: `columns` of each group, everything padded to the layout's columns."""
-    lay = replace(lay, vectors=len(epilogue.vectors))
+    """The constant block of one launch: `columns` of each group, everything padded to the layout's columns.
+
+    `padding`, [taps, groups, n], is what each filter row adds where it meets padding only.
+    """
+    lay = replace(lay, vectors=len(epilogue.vectors), taps=0 if padding is None else len(padding))
     out = aligned(lay.size)
     per_group = lay.columns // groups
     total = start.shape[1]
@@ -155,6 +167,7 @@ def fill_constants(
         (lay.m, epilogue.m, np.float32),
         (lay.b, epilogue.b, np.float32),
         (lay.w_zp, w_zp, np.int32),
+        *((lay.tap(i), values, np.int32) for i, values in enumerate(() if padding is None else padding)),
         *((lay.vector(i), values, np.float32) for i, values in enumerate(epilogue.vectors)),
     ):
         if values is not None:
