@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from vnnigen.runtime import native
 from vnnigen.runtime.compiled import Bound, KernelKey
 from vnnigen.runtime.threads import num_threads
 
+_call2 = native.lib.vg_call2
+_from_buffer = native.ffi.from_buffer
 #: Launches of a call: keys with their constants.
 Launches = Sequence[tuple[Any, Run]]
 
@@ -50,24 +53,20 @@ class ElementPlan:
     #: Whether the output may be a source itself: each element depends on its own place alone.
     in_place: bool = False
 
+    #: One source, one native call, and types that the buffer protocol knows (not bf16).
+    simple: bool = False
+
     @property
     def keys(self) -> tuple[KernelKey, ...]:
         """The keys of all kernels."""
         return tuple(key for call in self.calls for key in call.bound.keys)
 
 
-def as_sources(x: Any, what: str) -> Array:
-    """Check that x is an array and make it contiguous. DTypeError otherwise."""
-    if not isinstance(x, np.ndarray):
-        raise DTypeError(f"{what} must be a NumPy array, not {type(x).__name__}")
-    return x if x.flags.c_contiguous else np.ascontiguousarray(x)
-
-
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """An uninitialised array at a multiple of 64 bytes: stores that straddle cache lines cost a third more time."""
-    nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    nbytes = math.prod(shape) * dtype.itemsize
     raw = np.empty(nbytes + 64, np.uint8)
-    start = -raw.ctypes.data % 64
+    start = -int(native.ffi.cast("intptr_t", _from_buffer(raw))) % 64
     result: Array = raw[start : start + nbytes].view(dtype).reshape(shape)
     return result
 
@@ -98,12 +97,13 @@ class ElementOperator:
         raise NotImplementedError
 
     def _run(self, sources: Sequence[Any], out: Array | None, tensors: Sequence[Array] = ()) -> Array:
-        arrays = [as_sources(x, "x" if len(sources) == 1 else f"source {i}") for i, x in enumerate(sources)]
-        signature = tuple([(x.shape, x.dtype) for x in arrays])
-        plan = self._plans.get(signature)
+        try:
+            plan = self._plans.get(tuple([(x.shape, x.dtype) for x in sources]))
+        except AttributeError:
+            plan = None
         if plan is None:
-            plan = self._plan(tuple(x.shape for x in arrays), tuple(x.dtype for x in arrays))
-            self._plans[signature] = plan
+            plan = self._first(sources)
+        arrays = [x if x.flags.c_contiguous else np.ascontiguousarray(x) for x in sources]
         if out is None:
             y = aligned_empty(plan.y_shape, plan.y_dtype)
         else:
@@ -112,13 +112,31 @@ class ElementOperator:
         operands = self._operands(plan, out, tensors) if self._takers or len(tensors) else []
         if self._tier is None:
             y[...] = plan.reference(arrays, operands)
-            return y
+        elif plan.simple and not operands:
+            code = _call2(plan.calls[0].bound.descriptor, _from_buffer(arrays[0]), _from_buffer(y), num_threads())
+            native.check(code)
+        else:
+            self._call_all(plan, arrays, y, operands)
+        return y
+
+    def _first(self, sources: Sequence[Any]) -> ElementPlan:
+        """Check and plan sources of new shapes or types."""
+        for i, x in enumerate(sources):
+            if not isinstance(x, np.ndarray):
+                name = "x" if len(sources) == 1 else f"source {i}"
+                raise DTypeError(f"{name} must be a NumPy array, not {type(x).__name__}")
+        plan = self._plan(tuple(x.shape for x in sources), tuple(x.dtype for x in sources))
+        simple = len(sources) == len(plan.calls) == 1 and NUMPY["bf16"] not in (plan.y_dtype, sources[0].dtype)
+        plan = replace(plan, simple=simple)
+        self._plans[tuple([(x.shape, x.dtype) for x in sources])] = plan
+        return plan
+
+    def _call_all(self, plan: ElementPlan, arrays: Sequence[Array], y: Array, operands: Sequence[Array]) -> None:
         for call in plan.calls:
             first, *others = (arrays[i].ctypes.data for i in call.sources)
             addresses = [first, y.ctypes.data, *others, *(t.ctypes.data for t in operands)]
             block = native.ffi.new("int64_t[]", addresses)
             native.check(native.lib.vg_call(call.bound.descriptor, len(addresses), block, num_threads()))
-        return y
 
     def _operands(self, plan: ElementPlan, out: Array | None, tensors: Sequence[Array]) -> list[Array]:
         """The tensors of all post-ops, in order: their own, the call's, or `out`."""

@@ -89,8 +89,10 @@ class AvgPool2d(_Pool):
         average = Average.of(p, make_affine(src=src, out=out, **q), self._include)
         calls: tuple[Call, ...] = ()
         if self._tier is not None:
-            key = PoolKey("avgpool", self._tier, p, average.epilogue.spec)
-            calls = (Call.of([(key, Run(pool_consts(p, 128 if src == "s8" else 0, average)))]),)
+            shift = 128 if src == "s8" else 0
+            has_start = bool(shift or average.starts.any())
+            key = PoolKey("avgpool", self._tier, p, average.epilogue.spec, has_start)
+            calls = (Call.of([(key, Run(pool_consts(p, shift, average)))]),)
 
         def reference(x: Sequence[Array], _tensors: Sequence[Array]) -> Array:
             return average.reference(p, x[0])

@@ -16,7 +16,7 @@ import numpy as np
 
 from vnnigen.isa.assembler import Arg, Assembler, Code, Mem
 from vnnigen.kernels.element.common import SIZE, NoScratch, by_last, check_offsets, loop_or_skip, steps_of
-from vnnigen.kernels.element.pool_bodies import BODIES, Block, Body, sums_bytes
+from vnnigen.kernels.element.pool_bodies import BODIES, Block, Body, BodyCode, sums_bytes
 from vnnigen.kernels.element.pooling import PoolProblem, PoolTables
 from vnnigen.kernels.emit_common import add_const, counted, div_const
 from vnnigen.kernels.epilogue import EpilogueSpec
@@ -32,12 +32,16 @@ MAX_16BIT_TAPS = 256
 
 @dataclass(frozen=True)
 class PoolKey(NoScratch):
-    """Everything the code of a pooling kernel depends on; `op` is "maxpool" or "avgpool"."""
+    """Everything the code of a pooling kernel depends on; `op` is "maxpool" or "avgpool".
+
+    `has_start` says that sums do not start at zero: a zero point, or s8 summed as u8.
+    """
 
     op: str
     tier: TierCode
     p: PoolProblem
     spec: EpilogueSpec
+    has_start: bool = False
 
     @property
     def name(self) -> str:
@@ -93,7 +97,9 @@ class _Pool:
         names = ("consts", "at", "off", "row", "tap", "rows", "count", "taps", "real", "ptr", "along", "entry")
         self.r: dict[str, Reg] = {name: a.gpr(name) for name in names}
         self._columns()
-        self.body: Body = BODIES[key.op, key.p.src](a, key.tier, p, key.spec, key.flush, self.r, self.args, self.tables)
+        self.rows_vary = bool((p.valid(0)[:, 1] != p.kernel[0]).any())
+        code = BodyCode(key.tier, p, key.spec, key.flush, key.has_start, self.rows_vary)
+        self.body: Body = BODIES[key.op, key.p.src](a, code, self.r, self.args)
 
     def _columns(self) -> None:
         """Split output columns into (left borders, whole windows, right borders)."""
@@ -190,20 +196,32 @@ class _Pool:
         """All columns of a row for one block of channels; `at` and `off` keep their values."""
         a, r = self.a, self.r
         a.mov(self._slot(self.COLUMN), r["off"])
-        if self.left:
-            a.lea(r["entry"], Mem(r["consts"], self.tables.columns))
-            self._border(b, self.left)
-        if self.inside:
-            self._inside(b)
-        if self.right:
-            first = self.left + self.inside
-            a.lea(r["entry"], Mem(r["consts"], self.tables.columns + 16 * first))
-            self._border(b, self.right)
+        tw = self.body.outputs(b)
+        if self.key.written_out and max(self.left, self.right) <= tw:
+            self._written(b, tw)
+        else:
+            self._border(b, 0, self.left)
+            if self.inside:
+                a.lea(r["entry"], self._window(r["at"], self.left))
+                with counted(a, r["along"], self.inside):
+                    a.mov(r["row"], r["entry"])
+                    a.mov(r["real"], self.p.kernel[1])
+                    self._looped(b)
+                    a.add(r["entry"], self.p.stride[1] * self.pixel)
+                    a.add(r["off"], self.p.c)
+            self._border(b, self.left + self.inside, self.right)
         a.mov(r["off"], self._slot(self.COLUMN))
 
-    def _border(self, b: Block, count: int) -> None:
+    def _window(self, base: Reg, x: int) -> Mem:
+        """Where the window of output column x begins, perhaps outside the image."""
+        return Mem(base, (x * self.p.stride[1] - self.p.pad[1][0]) * self.pixel)
+
+    def _border(self, b: Block, first: int, count: int) -> None:
         """Outputs whose windows the table describes."""
         a, r = self.a, self.r
+        if not count:
+            return
+        a.lea(r["entry"], Mem(r["consts"], self.tables.columns + 16 * first))
         with counted(a, r["along"], count):
             a.mov(r["row"], r["at"])
             a.add(r["row"], Mem(r["entry"]))
@@ -212,53 +230,48 @@ class _Pool:
             a.add(r["entry"], 16)
             a.add(r["off"], self.p.c)
 
-    def _inside(self, b: Block) -> None:
-        """Outputs with all columns of their window."""
+    def _written(self, b: Block, tw: int) -> None:
+        """`tw` outputs at a time, those at the borders with the taps that they have."""
         a, p, r = self.a, self.p, self.r
-        start = (self.left * p.stride[1] - p.pad[1][0]) * self.pixel
-        a.lea(r["entry"], Mem(r["at"], start))
-        tw = min(self.body.outputs(b), self.inside) if self.key.written_out else 1
-        full, rest = divmod(self.inside, tw)
-        with counted(a, r["along"], full):
-            self._outputs(b, tw)
-            a.add(r["entry"], tw * p.stride[1] * self.pixel)
-            a.add(r["off"], tw * p.c)
-        if rest:
-            self._outputs(b, rest)
-            a.add(r["off"], rest * p.c)
+        head = min(tw, p.ow) if self.left else 0
+        full = max(0, p.ow - self.right - head) // tw
+        if head:
+            a.mov(r["row"], r["at"])
+            self._outputs(b, range(head), self._window(r["row"], 0).disp)
+        if full:
+            a.lea(r["entry"], self._window(r["at"], head))
+            with counted(a, r["along"], full):
+                a.mov(r["row"], r["entry"])
+                self._outputs(b, range(head, head + tw), 0)
+                a.add(r["entry"], tw * p.stride[1] * self.pixel)
+        for x in range(head + full * tw, p.ow, tw):
+            a.mov(r["row"], r["at"])
+            self._outputs(b, range(x, min(x + tw, p.ow)), self._window(r["row"], x).disp)
 
-    def _outputs(self, b: Block, tw: int) -> None:
-        """`tw` neighbouring outputs from `entry` on."""
+    def _outputs(self, b: Block, xs: range, start: int) -> None:
+        """Neighbouring outputs, the first one's window `start` bytes from `row`; `off` moves on."""
         a, p, r = self.a, self.p, self.r
-        a.mov(r["row"], r["entry"])
-        if not self.key.written_out:
-            a.mov(r["real"], p.kernel[1])
-            self._looped(b)
-            return
+        sw, dw = p.stride[1], p.dilation[1]
+        first = xs[0] * sw - p.pad[1][0]
+        columns = {t * sw + k * dw for t in range(len(xs)) for k in range(p.kernel[1])}
+        present = sorted(c for c in columns if 0 <= first + c < p.w)
         with a.scope():
-            self.body.start(b, tw)
-
-            columns = {t * p.stride[1] + k * p.dilation[1] for t in range(tw) for k in range(p.kernel[1])}
+            self.body.start(b, len(xs))
 
             def row() -> None:
-                for column in sorted(columns):
-                    users = [t for t in range(tw) if self._is_tap(column - t * p.stride[1])]
-                    self.body.tap(Mem(r["row"], column * self.pixel), users)
+                for column in present:
+                    users = [t for t in range(len(xs)) if self._is_tap(column - t * sw)]
+                    self.body.tap(Mem(r["row"], start + column * self.pixel), users)
                 a.add(r["row"], p.dilation[0] * self.row_pitch)
 
             self._rows(row)
-            if self._padded:
-                a.imul(r["real"], r["rows"], p.kernel[1])
-            self.body.finish([t * p.c for t in range(tw)], None if self._padded else p.taps)
+            taps = p.valid(1)[:, 1]
+            self.body.finish([t * p.c for t in range(len(xs))], [int(taps[x]) for x in xs])
+        a.add(r["off"], len(xs) * p.c)
 
     def _is_tap(self, distance: int) -> bool:
         tap, off = divmod(distance, self.p.dilation[1])
         return off == 0 and 0 <= tap < self.p.kernel[1]
-
-    @property
-    def _padded(self) -> bool:
-        """Whether any window lacks taps."""
-        return self.left + self.right > 0 or bool((self.p.valid(0)[:, 1] != self.p.kernel[0]).any())
 
     def _rows(self, row: Callable[[], None]) -> None:
         """Repeat for the rows of the window that are inside the image."""
@@ -286,9 +299,8 @@ class _Pool:
                 a.add(r["row"], p.dilation[0] * self.row_pitch)
 
             self._rows(row)
-            if self._padded:
-                a.imul(r["real"], r["rows"])
-            self.body.finish([0], None if self._padded else p.taps)
+            a.imul(r["real"], r["rows"])
+            self.body.finish([0], [None])
 
     def _taps(self, tap: Callable[[], None]) -> None:
         """`taps` times a tap, emptying 16-bit sums when they are full."""

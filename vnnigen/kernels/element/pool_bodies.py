@@ -37,6 +37,18 @@ def sums_bytes(op: str, src: str) -> bool:
     return op == "avgpool" and src in ("u8", "s8")
 
 
+@dataclass(frozen=True)
+class BodyCode:
+    """What a body's code depends on; see `PoolKey`. `rows_vary`: not all windows have all their rows."""
+
+    tier: TierCode
+    p: PoolProblem
+    spec: EpilogueSpec
+    flush: bool
+    has_start: bool
+    rows_vary: bool
+
+
 class Body:
     """What all bodies share. `unit` is the channels of a vector, `vectors` those of a full block."""
 
@@ -45,15 +57,14 @@ class Body:
     room = {512: 16, 256: 8}  # noqa: RUF012
     bytes_in = False
 
-    def __init__(
-        self, a: Assembler, tier: TierCode, p: PoolProblem, spec: EpilogueSpec, flush: bool, r: dict[str, Reg],
-        args: Reg, tables: PoolTables,
-    ) -> None:  # fmt: skip
-        self.a, self.tier, self.p, self.spec, self.flush = a, tier, p, spec, flush
-        self.r, self.args, self.tables = r, args, tables
+    def __init__(self, a: Assembler, code: BodyCode, r: dict[str, Reg], args: Reg) -> None:
+        tier, p = code.tier, code.p
+        self.a, self.code, self.tier, self.p, self.spec, self.flush = a, code, tier, p, code.spec, code.flush
+        self.r, self.args, self.tables = r, args, PoolTables.of(p)
         self.unit = tier.vector_bytes if self.bytes_in else tier.lanes
         most = self.room[tier.bits] // self.per_vector
-        self.vectors = max(1, min(4, most, p.c // self.unit))
+        # Where outputs have no neighbours, more channels keep as many loads in flight.
+        self.vectors = max(1, min(8 if p.ow == 1 else 4, most, p.c // self.unit))
         self.most = most
         self.mask: Reg | None = None
 
@@ -102,15 +113,20 @@ class Body:
         """Make room in accumulators that are about to overflow."""
         raise NotImplementedError
 
-    def finish(self, offsets: list[int], taps: int | None) -> None:
-        """Store the outputs at these distances from `off`; `taps` of each window, None: in register `real`."""
+    def finish(self, offsets: list[int], columns: list[int | None]) -> None:
+        """Store the outputs at these distances from `off`.
+
+        `columns` of taps of each window, as many as `rows` says high; None: register `real` counts the taps.
+        """
         raise NotImplementedError
 
-    def by_count(self, table: int, taps: int | None) -> Mem:
+    def by_count(self, table: int, columns: int | None) -> Mem:
         """The entry of a table for this number of taps."""
-        if taps is None:
+        if columns is None or self.code.rows_vary:
+            if columns is not None:
+                self.a.imul(self.r["real"], self.r["rows"], columns)
             return Mem(self.r["consts"], table, index=self.r["real"], scale=4)
-        return Mem(self.r["consts"], table + 4 * taps)
+        return Mem(self.r["consts"], table + 4 * columns * self.p.kernel[0])
 
     def store(self, acc: list[list[Reg]], offsets: list[int], valid: int, interleaved: bool = False) -> None:
         """Run the epilogue."""
@@ -149,7 +165,7 @@ class MaxBytes(Body):
             for t in users:
                 self.op(self.acc[t][j], self.acc[t][j], source)
 
-    def finish(self, offsets: list[int], taps: int | None) -> None:
+    def finish(self, offsets: list[int], columns: list[int | None]) -> None:
         """Store bytes."""
         self.a.mov(self.r["ptr"], Mem(self.args, 8 * ARG_DST))
         for row, offset in zip(self.acc, offsets, strict=True):
@@ -183,7 +199,7 @@ class MaxFloat(Body):
         source = mem + j * self.unit * SIZE[self.p.src]
         load_lanes(self.a, self.tier, self.temp, source, self.p.src, self.count(j), self.mask)
 
-    def finish(self, offsets: list[int], taps: int | None) -> None:
+    def finish(self, offsets: list[int], columns: list[int | None]) -> None:
         """Store floats."""
         self.store(self.acc, offsets, self.b.valid)
 
@@ -206,10 +222,11 @@ class SumFloat(MaxFloat):
             for t in users:
                 self.a.vaddps(self.acc[t][j], self.acc[t][j], self.temp)
 
-    def finish(self, offsets: list[int], taps: int | None) -> None:
+    def finish(self, offsets: list[int], columns: list[int | None]) -> None:
         """Scale, then the epilogue."""
-        self.a.vbroadcastss(self.temp, self.by_count(self.tables.factors, taps))
-        for row in self.acc:
+        for t, row in enumerate(self.acc):
+            if t == 0 or columns[t] != columns[t - 1]:
+                self.a.vbroadcastss(self.temp, self.by_count(self.tables.factors, columns[t]))
             for v in row:
                 self.a.vmulps(v, v, self.temp)
         self.a.release(self.temp)
@@ -302,7 +319,7 @@ class SumBytes(Body):
             self.clear(self.acc[0][j])
             self.clear(self.upper[0][j])
 
-    def finish(self, offsets: list[int], taps: int | None) -> None:
+    def finish(self, offsets: list[int], columns: list[int | None]) -> None:
         """Subtract the zero points, scale, then the epilogue, one vector of bytes after the other."""
         a = self.a
         for t, offset in enumerate(offsets):
@@ -311,17 +328,20 @@ class SumBytes(Body):
                     quad = self.wide[j] if self.flush else [self.vec(f"sum{q}") for q in range(4)]
                     if not self.flush:
                         self._widen(self.acc[t][j], self.upper[t][j], quad)
-                    self._scale(quad, taps)
+                    self._scale(quad, columns[t])
                     self._store(quad, offset + j * self.unit, self.count(j))
 
-    def _scale(self, quad: list[Reg], taps: int | None) -> None:
+    def _scale(self, quad: list[Reg], columns: int | None) -> None:
         a = self.a
         with a.scope():
-            start = self.vec("start")
-            a.vbroadcastss(start, self.by_count(self.tables.starts, taps))
-            a.vbroadcastss(self.temp, self.by_count(self.tables.factors, taps))
+            factor = self.by_count(self.tables.factors, columns)
+            a.vbroadcastss(self.temp, factor)
+            start = self.vec("start") if self.code.has_start else None
+            if start is not None:
+                a.vbroadcastss(start, factor + (self.tables.starts - self.tables.factors))
             for v in quad:
-                a.vpaddd(v, v, start)
+                if start is not None:
+                    a.vpaddd(v, v, start)
                 a.vcvtdq2ps(v, v)
                 a.vmulps(v, v, self.temp)
 

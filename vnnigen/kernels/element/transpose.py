@@ -1,8 +1,9 @@
 """Transposition of [batch, rows, cols] to [batch, cols, rows], fused with a conversion: NCHW to NHWC and back.
 
-A tile is 16 rows by a vector of columns.  Values are converted along the rows; then four rows of bytes become dwords
-that hold one column's four bytes, and dwords are transposed 4 x 4 within 128-bit lanes, so that a lane ends up with
-16 bytes of one output row, which is what is stored.  Bytes that need no arithmetic are interleaved without widening.
+A tile is a vector of columns by as many rows as fill a vector of the output.  Values are converted along the rows;
+then four rows of bytes become dwords that hold one column's four bytes, dwords are transposed 4 x 4 within 128-bit
+lanes, and lanes are put together, so that vectors of one output row are stored.  Bytes that need no arithmetic are
+interleaved without widening, 16 rows by a vector of bytes, and leave as lanes of 16 bytes.
 
 To NHWC (few rows, far apart: channels) a step walks along columns and finishes all rows of a tile's columns; to NCHW
 (many rows, the pixels) it takes groups of rows that fill whole cache lines of the output.
@@ -27,8 +28,9 @@ from vnnigen.kernels.element.common import (
     loop_or_skip,
     only_last,
     steps_of,
+    store_some,
 )
-from vnnigen.kernels.element.shuffles import dwords_4x4
+from vnnigen.kernels.element.shuffles import dwords_4x4, lanes_4x4
 from vnnigen.kernels.emit_common import add_const, counted, div_const, set_mask, store_bytes
 from vnnigen.kernels.epilogue import EpilogueSpec
 from vnnigen.kernels.layout import ARG_CONSTS, ARG_DST, ARG_SRC, ConstLayout
@@ -36,7 +38,6 @@ from vnnigen.kernels.mac import TierCode
 from vnnigen.kernels.types import DType
 
 Reg = Any
-ROWS = 16
 LANE = 16  # bytes
 
 
@@ -66,8 +67,8 @@ class TransposeKey(NoScratch):
 
     @property
     def plain_bytes(self) -> bool:
-        """Whether bytes are moved without arithmetic."""
-        return self.spec is None and SIZE[self.src] == 1
+        """Whether bytes are interleaved without widening: where rows of the output are far apart, it takes too many."""
+        return self.spec is None and SIZE[self.src] == 1 and self.along == "cols"
 
     @property
     def tile_cols(self) -> int:
@@ -75,9 +76,24 @@ class TransposeKey(NoScratch):
         return self.tier.vector_bytes if self.plain_bytes else self.tier.lanes
 
     @property
+    def per_dword(self) -> int:
+        """Rows that a dword of the output holds."""
+        return 4 // SIZE[self.out]
+
+    @property
+    def tile_rows(self) -> int:
+        """Rows of a tile."""
+        return LANE if self.plain_bytes else self.tier.lanes * self.per_dword
+
+    @property
     def group_rows(self) -> int:
-        """Rows of a group: all, or what fills a cache line of the output."""
-        return self.rows if self.along == "cols" else 64
+        """Rows of a group: all, or what of the source stays in the L1 cache while its columns are taken in turn.
+
+        Output rows are then written a few lines at a time, however many of them share a set of the cache.
+        """
+        if self.along == "cols":
+            return self.rows
+        return max(64, (1 << 14) // (self.cols * SIZE[self.src]) // 64 * 64)
 
     @property
     def split(self) -> tuple[int, int]:
@@ -108,7 +124,7 @@ class _Transpose:
     def __init__(self, key: TransposeKey, features: frozenset[str] | None) -> None:
         self.key = key
         self.src_pitch, self.dst_pitch = key.cols * SIZE[key.src], key.rows * SIZE[key.out]
-        check_offsets(f"{key.cols} or {key.rows} elements", ROWS * self.src_pitch, 64 * self.dst_pitch)
+        check_offsets(f"{key.cols} or {key.rows} elements", 64 * self.src_pitch, 64 * self.dst_pitch)
         self.lay = ConstLayout(key.columns)
         self.a = a = Assembler(
             key.name, args=(Arg("args", "ptr"), Arg("index", "i64"), Arg("scratch", "ptr")), features=features
@@ -158,7 +174,7 @@ class _Transpose:
         key, a, tc = self.key, self.a, self.key.tile_cols
         last = (key.cols - (parts - 1) * share) // tc
         by_last(a, self.r["cols"], self.index, parts, share // tc, last)
-        blocks, tail = divmod(key.rows, ROWS)
+        blocks, tail = divmod(key.rows, key.tile_rows)
         if key.cols >= tc:
             loop_or_skip(a, self.r["cols"], lambda: self._column(blocks, tail, tc), may_be_zero=last == 0)
         if key.cols % tc:
@@ -179,7 +195,7 @@ class _Transpose:
         """`count` rows, all columns; the cursors move on to the next rows."""
         a, key, r = self.a, self.key, self.r
         full, tail = divmod(key.cols, key.tile_cols)
-        blocks = divmod(count, ROWS)
+        blocks = divmod(count, key.tile_rows)
         a.mov(r["col"], 0)
         if full:
             with counted(a, r["cols"], full):
@@ -194,20 +210,20 @@ class _Transpose:
 
     def _column(self, blocks: int, tail: int, cols: int) -> None:
         """All row blocks of `cols` columns; the cursors move on to the next columns."""
-        a, key, r = self.a, self.key, self.r
+        a, key, r, rows = self.a, self.key, self.r, self.key.tile_rows
         if blocks:
             with counted(a, r["rows"], blocks):
-                self._tile(ROWS, cols)
-                a.add(r["src"], ROWS * self.src_pitch)
-                a.add(r["dst"], ROWS * SIZE[key.out])
-                a.add(r["row"], ROWS)
+                self._tile(rows, cols)
+                a.add(r["src"], rows * self.src_pitch)
+                a.add(r["dst"], rows * SIZE[key.out])
+                a.add(r["row"], rows)
         if tail:
             self._tile(tail, cols)
-        a.sub(r["row"], blocks * ROWS)
+        a.sub(r["row"], blocks * rows)
         a.add(r["col"], cols)
-        a.mov(r["tmp"], blocks * ROWS * self.src_pitch - cols * SIZE[key.src])
+        a.mov(r["tmp"], blocks * rows * self.src_pitch - cols * SIZE[key.src])
         a.sub(r["src"], r["tmp"])
-        a.add(r["dst"], cols * self.dst_pitch - blocks * ROWS * SIZE[key.out])
+        a.add(r["dst"], cols * self.dst_pitch - blocks * rows * SIZE[key.out])
 
     # Tiles.
 
@@ -215,8 +231,8 @@ class _Transpose:
         """Load what stays in registers: masks of partial vectors, upper bounds."""
         a, key, spec = self.a, self.key, self.key.spec
         if key.tier.masks:
-            tail, size = key.cols % key.tile_cols, SIZE[key.out]
-            for count in {tail, key.rows % ROWS * size, key.rows % 4 * size} - {0}:
+            stores = key.rows % key.tile_rows * SIZE[key.out]
+            for count in {key.cols % key.tile_cols, stores} - {0}:
                 self.masks[count] = a.kreg(f"lowest{count}")
                 set_mask(a, self.masks[count], count, self.r["tmp"])
         if spec is not None and spec.clamp_hi:
@@ -233,23 +249,29 @@ class _Transpose:
         with self.a.scope():
             if self.key.plain_bytes:
                 self._interleave_tile(rows, cols)
-            elif SIZE[self.key.out] == 1:
-                regs = [self._vec(f"quad{q}") for q in range(4)]
-                for q in range(-(-rows // 4)):
-                    self._quad(regs[q], 4 * q, min(4, rows - 4 * q), cols)
-                self._finish(regs, 0, rows, cols)
+                return
+            per = self.key.per_dword
+            count = -(-rows // per)
+            # Up to four dwords a lane says it all; else lanes are put together, of which some may hold anything.
+            units = [self._vec(f"unit{u}") for u in range(4 if count <= 4 else self.key.tier.lanes)]
+            for u in range(count):
+                if per == 4:
+                    self._quad(units[u], 4 * u, min(4, rows - 4 * u), cols)
+                else:
+                    self._row(units[u], u, cols)
+            if count <= 4:
+                self._finish(units, rows, cols)
             else:
-                regs = [self._vec(f"row{q}") for q in range(4)]
-                for first in range(0, rows, 4):
-                    count = min(4, rows - first)
-                    for i in range(count):
-                        self._row(regs[i], first + i, cols)
-                    self._finish(regs, first, count, cols)
+                self._finish_wide(units, rows, cols)
+
+    def _prefetch(self, mem: Mem) -> None:
+        """Fetch a row's next cache line: far apart, rows are too many streams for the hardware to follow."""
+        if self.key.along == "cols":
+            self.a.prefetcht0(mem + 64)
 
     def _quad(self, dst: Reg, first: int, count: int, cols: int) -> None:
         """Four rows of bytes as dwords: in each 128-bit lane a 4 x 4 matrix of bytes, transposed by VPSHUFB."""
         a, key = self.a, self.key
-        assert key.spec is not None
         pack = a.vpackuswb if key.out == "u8" else a.vpacksswb
         zero_point = Mem(self.r["consts"], self.lay.zero_point)
         with a.scope():
@@ -258,7 +280,7 @@ class _Transpose:
                 self._row(reg, first + i, cols)
             for low in range(0, count, 2):
                 a.vpackssdw(v[low], v[low], v[min(low + 1, count - 1)])
-                if key.spec.add_zp:
+                if key.spec is not None and key.spec.add_zp:
                     a.vpaddsw(v[low], v[low], zero_point)
             pack(dst, dst, v[2] if count > 2 else dst)
             order = np.arange(16, dtype=np.uint8).reshape(4, 4).T
@@ -268,6 +290,7 @@ class _Transpose:
         """Load a row of the tile as 32-bit lanes and convert it, up to the conversion to s32."""
         a, key, spec = self.a, self.key, self.key.spec
         mem = Mem(self.r["src"], i * self.src_pitch)
+        self._prefetch(mem)
         load_lanes(a, key.tier, v, mem, key.src, cols, self.masks.get(cols))
         if spec is None:
             return
@@ -307,7 +330,7 @@ class _Transpose:
                     self._units(units[q], 4 * q, min(4, rows - 4 * q), cols, some)
                 for u in range(2 * len(some)):
                     quarter = 2 * some[0] + u
-                    self._finish([units[q][u] for q in range(4)], 0, rows, cols, 16, 4 * quarter)
+                    self._finish([units[q][u] for q in range(4)], rows, cols, 16, 4 * quarter)
 
     def _units(self, units: list[Reg], first: int, count: int, cols: int, halves: tuple[int, ...]) -> None:
         """Dwords of rows first..first+3: unit u of all four holds columns 16*lane + 4*u of each lane."""
@@ -316,6 +339,7 @@ class _Transpose:
             v = [self._vec(f"row{i}") for i in range(count)]
             for i, reg in enumerate(v):
                 mem = Mem(self.r["src"], (first + i) * self.src_pitch)
+                self._prefetch(mem)
                 load_some(a, key.tier, reg, mem, cols, self.masks.get(cols))
             pairs = [(v[0], v[min(1, count - 1)]), (v[min(2, count - 1)], v[count - 1])]
             for n, half in enumerate(halves):
@@ -329,22 +353,43 @@ class _Transpose:
                     a.vpunpckhwd(high, low, high)
                     a.vmovaps(low, t)
 
-    def _finish(self, regs: list[Reg], first: int, count: int, cols: int, per_lane: int = 4, column: int = 0) -> None:
-        """Transpose dwords and store lanes: `count` elements from row `first` on, of every column below `cols`.
+    def _finish(self, units: list[Reg], rows: int, cols: int, per_lane: int = 4, column: int = 0) -> None:
+        """Transpose dwords of four units and store lanes: up to 16 bytes of every column below `cols`.
 
         Dword i of a lane belongs to column `per_lane * lane + column + i`.
         """
         a, key = self.a, self.key
-        size = count * SIZE[key.out]
         with a.scope():
             t = [self._vec(f"turn{i}") for i in range(2)]
-            dwords_4x4(a, regs, t)
-            for i, reg in enumerate(regs):
+            dwords_4x4(a, units, t)
+            for i, reg in enumerate(units):
                 for lane in range(key.tier.bits // 128):
                     at = per_lane * lane + column + i
                     if at < cols:
-                        mem = Mem(self.r["dst"], at * self.dst_pitch + first * SIZE[key.out])
-                        self._store_lane(mem, reg, lane, size, t[0])
+                        mem = Mem(self.r["dst"], at * self.dst_pitch)
+                        self._store_lane(mem, reg, lane, rows * SIZE[key.out], t[0])
+
+    def _finish_wide(self, units: list[Reg], rows: int, cols: int) -> None:
+        """Transpose dwords, put the lanes of each column together and store them."""
+        a, tier, lanes = self.a, self.key.tier, self.key.tier.bits // 128
+        size = rows * SIZE[self.key.out]
+        with a.scope():
+            t = [self._vec(f"turn{i}") for i in range(2)]
+            for first in range(0, len(units), 4):
+                dwords_4x4(a, units[first : first + 4], t)
+            for i in range(4):
+                columns = units[i::4]
+                if tier.bits == 512:
+                    lanes_4x4(a, tier, columns, t)
+                else:
+                    a.vperm2i128(t[0], *columns, 0x31)
+                    a.vperm2i128(columns[0], *columns, 0x20)
+                    columns = [columns[0], t[0]]
+                for lane in range(lanes):
+                    at = 4 * lane + i
+                    if at < cols:
+                        mem = Mem(self.r["dst"], at * self.dst_pitch)
+                        store_some(a, tier, mem, columns[lane], size, self.masks.get(size))
 
     def _store_lane(self, mem: Mem, reg: Reg, lane: int, size: int, temp: Reg) -> None:
         """Store the lowest `size` bytes of a 128-bit lane."""
