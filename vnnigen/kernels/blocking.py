@@ -79,12 +79,13 @@ def _pairs(tier: TierCode, need: Registers, nr_max: int, mr_max: int) -> list[tu
 class CostModel:
     """Estimated cycles of tiles; the constants were fitted to measurements of all vector tiers on Zen 5.
 
-    `kd` counts the K steps of a tile.
+    `kd` counts the K steps of a tile, `pixels` those of the whole problem.
     """
 
     tier: TierCode
     mac: Mac
     kd: int
+    pixels: int
 
     def tile(self, mr: int, nr: int, resident: int) -> float:
         """Cycles of one tile: the slowest of multiply ports, load ports, accumulator latency and B's way from L2."""
@@ -95,7 +96,7 @@ class CostModel:
         step = max(mr * nr * mac.cost, loads / 2, latency, nr * vector / 24)
         # Loads that hide behind the multiplies still take issue slots; those that are a multiply's operand fewer.
         step += (mr + resident + from_memory / 4) * LOAD_ISSUE
-        if self.kd * nr * vector > L1_BLOCK:
+        if self.kd * nr * vector > L1_BLOCK or mr == self.pixels:
             step += nr * vector / 256  # weights that come from L2 for every tile are not always there in time
         # A tile's end overlaps the next one's multiplies only as far as the reorder buffer reaches.
         acc = mr * nr
@@ -135,7 +136,7 @@ class _Scored:
 def _ranked_tiles(g: Geometry, tier: TierCode, mac: Mac, need: Registers) -> list[_Scored]:
     """All register tiles that fit, best first."""
     panels = -(-g.n // tier.lanes)
-    model = CostModel(tier, mac, segments(g, mac, row_pitch=0, pixel_pitch=0).total_dwords)
+    model = CostModel(tier, mac, segments(g, mac, row_pitch=0, pixel_pitch=0).total_dwords, g.oh * g.ow)
     scored = []
     # A tile larger than the problem only wastes registers.
     for mr, nr, resident in _pairs(tier, need, panels, min(tier.registers, g.oh * g.ow)):
