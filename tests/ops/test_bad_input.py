@@ -366,3 +366,13 @@ def test_a_failed_call_leaves_a_handle_usable() -> None:
         with pytest.raises(VnnigenError):
             op(bad)
     assert np.array_equal(op(X), conv())
+
+
+@pytest.mark.parametrize("isa", v.tiers()[-2:])
+def test_unaligned_arrays(isa: str) -> None:
+    """Arrays of f32 at odd addresses, as np.frombuffer makes them."""
+    raw, result = np.zeros(4 * 35 + 1, np.uint8), np.zeros(4 * 15 + 1, np.uint8)
+    a, y = raw[1:].view(np.float32).reshape(5, 7), result[1:].view(np.float32).reshape(5, 3)
+    a[...] = A
+    v.gemm_f32(a, B.astype(np.float32), isa=isa, out=y)
+    assert np.array_equal(y, A.astype(np.int32) @ B)
