@@ -87,22 +87,22 @@ class Row:
 class Stopwatch:
     """A nanosecond clock that counts work done elsewhere by what it took there."""
 
-    def __init__(self) -> None:
-        self._hidden = 0
+    def __init__(self, clock: Callable[[], int] = time.perf_counter_ns) -> None:
+        self._clock, self._hidden = clock, 0
 
     def __call__(self) -> int:
-        """Return nanoseconds, as `time.perf_counter_ns` does."""
-        return time.perf_counter_ns() - self._hidden
+        """Return nanoseconds, as the clock does."""
+        return self._clock() - self._hidden
 
     def elsewhere(self, job: Job, calls: int, settle: bool) -> None:
         """Run a sample of a peer's job; afterwards the clock has advanced by the peer's own figure."""
-        start = time.perf_counter_ns()
+        start = self._clock()
         if settle:
             time.sleep(_SETTLE_SECONDS)
         took = job.sample(calls)
         if settle:
             time.sleep(_SETTLE_SECONDS)
-        self._hidden += time.perf_counter_ns() - start - took
+        self._hidden += self._clock() - start - took
 
 
 def run_case(case: Case, rounds: int, peer: Peer | None = None) -> Row:

@@ -11,7 +11,6 @@ cache directory and not installed; or, where ONEDNN_ROOT is set, `$ONEDNN_ROOT/i
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import shlex
 import subprocess
@@ -22,9 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
+from benchmarks.peers.process import PeerError, PeerJob, PeerProcess
 from vnnigen.bench.problem_string import Axis, ConvShape, GemmShape
 from vnnigen.bench.workload import Request
-from vnnigen.errors import VnnigenError
 
 RELEASE = "2023.2.0"  # oneDNN 3.2, the last release on PyPI built for GNU OpenMP
 WHEELS = (f"onednn-cpu-gomp=={RELEASE}", f"onednn-devel-cpu-gomp=={RELEASE}")
@@ -40,13 +39,6 @@ CAPS = {
     "amx_int8": "AVX512_CORE_AMX",
     "amx_bf16": "AVX512_CORE_AMX",
 }
-
-_SAMPLE_NS = 2_000_000
-_ROUNDS = 11
-
-
-class PeerError(VnnigenError, RuntimeError):
-    """oneDNN cannot be had, or refuses a problem."""
 
 
 def cache_directory() -> Path:
@@ -102,31 +94,10 @@ def build_driver() -> Path:
     return binary
 
 
-@dataclass
-class OneDNNJob:
-    """A primitive with its operands, prepared in the driver's process."""
-
-    process: OneDNN
-    number: int
-    impl: str
-
-    def sample(self, calls: int) -> int:
-        """Run it `calls` times; nanoseconds by the driver's clock."""
-        return int(self.process.ask(f"run {self.number} {calls}"))
-
-    def median_ns(self) -> float:
-        """Return the nanoseconds of one call, the median of several samples."""
-        self.sample(1)
-        calls = max(1, math.ceil(_SAMPLE_NS / max(self.sample(3) // 3, 1)))
-        return sorted(self.sample(calls) / calls for _ in range(_ROUNDS))[_ROUNDS // 2]
-
-    def drop(self) -> None:
-        """Free it."""
-        self.process.ask(f"drop {self.number}")
-
-
-class OneDNN:
+class OneDNN(PeerProcess):
     """A driver process under an ISA cap. A context manager; leaving it ends the process."""
+
+    name = "oneDNN"
 
     def __init__(self, tier: str, threads: int = 1) -> None:
         """Start the driver. PeerError where oneDNN has no such cap, or cannot be fetched, built or started."""
@@ -134,46 +105,12 @@ class OneDNN:
             raise PeerError(f"oneDNN has no tier {tier!r}; known are {', '.join(CAPS)}")
         self.tier, self.threads = tier, threads
         environment = os.environ | {"ONEDNN_MAX_CPU_ISA": CAPS[tier], "OMP_NUM_THREADS": str(threads)}
-        self._process = subprocess.Popen(
-            [build_driver()], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
-        ready = self._read().split()
-        self.version = ready[1] if len(ready) == 3 else "unknown"
-
-    def __enter__(self) -> OneDNN:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the process."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-
-    def ask(self, command: str) -> str:
-        """Send a command and return what follows the answer's `ok`; PeerError for anything else."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(command + "\n")
-        self._process.stdin.flush()
-        verdict, _, rest = self._read().partition(" ")
-        if verdict != "ok":
-            raise PeerError(f"oneDNN refuses `{command}`: {rest}")
-        return rest
-
-    def _read(self) -> str:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise PeerError(f"the oneDNN driver ended with status {self._process.wait()}")
-        return line.strip()
+        super().__init__([str(build_driver())], environment)
+        self.version = self.ready[1] if len(self.ready) == 3 else "unknown"
 
     def prepare(
         self, shape: ConvShape | GemmShape, dtype: str = "u8s8", out: str = "u8", post_ops: str = ""
-    ) -> OneDNNJob:
+    ) -> PeerJob:
         """Create a primitive and its operands.
 
         `dtype` is u8s8, s8s8, f32 or bf16; `post_ops` as in `vnnigen.bench.post_op_string`. PeerError where
@@ -184,8 +121,7 @@ class OneDNN:
         else:
             verb, sizes = "conv", _conv_sizes(shape)
         words = [verb, dtype, out, post_ops.replace(" ", "") or "-", *map(str, sizes)]
-        number, _, impl = self.ask(" ".join(words)).partition(" ")
-        return OneDNNJob(self, int(number), impl)
+        return self.job(" ".join(words))
 
 
 def _conv_sizes(s: ConvShape) -> list[int]:
@@ -241,7 +177,7 @@ class OneDNNPeer:
         for process in self.processes.values():
             process.close()
 
-    def __call__(self, request: Request, tier: str) -> OneDNNJob | None:
+    def __call__(self, request: Request, tier: str) -> PeerJob | None:
         """Prepare the problem of a request under the cap of `tier`; None on the reference tier."""
         if tier not in CAPS:
             return None

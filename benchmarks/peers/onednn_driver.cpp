@@ -3,16 +3,16 @@
 //   matmul TYPES DST POST_OPS M N K
 //   conv   TYPES DST POST_OPS G MB IC IH IW OC OH OW KH KW SH SW DH DW TOP LEFT BOTTOM RIGHT
 //       -> ok JOB IMPLEMENTATION     TYPES: u8s8 s8s8 f32 bf16; POST_OPS: "-" or relu,clip:0:6,sum:0.5,...
-//   run JOB CALLS -> ok NANOSECONDS
+//   run JOB CALLS -> ok NANOSECONDS NANOSECONDS_OF_THIS_THREADS_PROCESSOR_TIME
 //   drop JOB      -> ok
 //
 // A command that oneDNN refuses is answered by "error MESSAGE". All layouts are "any", that is oneDNN's choice;
 // reorders into them happen before anything is timed. Dilations count holes (0 is dense), as oneDNN does.
 // The first line written is "ready VERSION ISA", ISA being the number of the effective dnnl_cpu_isa_t.
 
-#include <chrono>
 #include <cstdint>
 #include <cstring>
+#include <ctime>
 #include <iostream>
 #include <map>
 #include <sstream>
@@ -74,6 +74,11 @@ static post_ops parse_post_ops(const std::string &text) {
         else if (words[0] == "leaky") ops.append_eltwise(algorithm::eltwise_relu, number(1, 0.01f), 0);
         else if (words[0] == "clip") ops.append_eltwise(algorithm::eltwise_clip, number(1, 0), number(2, 0));
         else if (words[0] == "linear") ops.append_eltwise(algorithm::eltwise_linear, number(1, 1), number(2, 0));
+        else if (words[0] == "gelu") ops.append_eltwise(algorithm::eltwise_gelu_erf, 0, 0);
+        else if (words[0] == "hardswish") ops.append_eltwise(algorithm::eltwise_hardswish, 1.f / 6, 0.5f);
+        else if (words[0] == "sigmoid") ops.append_eltwise(algorithm::eltwise_logistic, 0, 0);
+        else if (words[0] == "tanh") ops.append_eltwise(algorithm::eltwise_tanh, 0, 0);
+        else if (words[0] == "silu") ops.append_eltwise(algorithm::eltwise_swish, number(1, 1), 0);
         else if (words[0] == "sum") ops.append_sum(number(1, 1));
         else throw std::runtime_error("unknown post-op " + one);
     }
@@ -167,11 +172,18 @@ static Job make_conv(const Types &t, const std::string &ops, const std::vector<i
     return job;
 }
 
-static int64_t time_calls(const Job &job, int64_t calls) {
-    const auto start = std::chrono::steady_clock::now();
+static int64_t nanoseconds(clockid_t clock) {
+    timespec t;
+    clock_gettime(clock, &t);
+    return t.tv_sec * int64_t(1000000000) + t.tv_nsec;
+}
+
+static std::string time_calls(const Job &job, int64_t calls) {
+    const int64_t start = nanoseconds(CLOCK_MONOTONIC), cpu = nanoseconds(CLOCK_THREAD_CPUTIME_ID);
     for (int64_t i = 0; i < calls; ++i) job.prim.execute(queue, job.args);
     queue.wait();
-    return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count();
+    const int64_t cpu_took = nanoseconds(CLOCK_THREAD_CPUTIME_ID) - cpu;
+    return std::to_string(nanoseconds(CLOCK_MONOTONIC) - start) + " " + std::to_string(cpu_took);
 }
 
 static std::string answer(const std::string &line, std::map<int, Job> &jobs) {
@@ -183,7 +195,7 @@ static std::string answer(const std::string &line, std::map<int, Job> &jobs) {
         int which;
         int64_t calls = 0;
         in >> which >> calls;
-        if (verb == "run") return "ok " + std::to_string(time_calls(jobs.at(which), calls));
+        if (verb == "run") return "ok " + time_calls(jobs.at(which), calls);
         jobs.erase(which);
         return "ok";
     }
