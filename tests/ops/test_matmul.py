@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from tests.kernels.emulation import fine_grid
 from vnnigen.errors import DTypeError, ISAError, QuantizationError, ShapeError, VnnigenError
 from vnnigen.isa.emulator import Emulator
 from vnnigen.isa.memory import Memory
+from vnnigen.kernels import matmul
 from vnnigen.kernels.batched import ARG_TABLE
 from vnnigen.kernels.families import FAMILIES
 from vnnigen.kernels.layout import ARG_CONSTS, ARG_DST, ARG_SLOTS, ARG_SRC, ARG_TENSORS, ARG_WEIGHTS
@@ -71,8 +73,29 @@ def lowered(op: Any, a: Array, b: Array, tier: str) -> tuple[Lowered, Any]:
     return lower(view, code, family, plan.numbers, plan.prepared.epilogue), plan
 
 
+@contextmanager
+def fused_from(batches: int) -> Iterator[None]:
+    """Fuse packing and multiplication from this many products on."""
+    old, matmul.FUSED_BATCHES = matmul.FUSED_BATCHES, batches
+    try:
+        yield
+    finally:
+        matmul.FUSED_BATCHES = old
+
+
+def emulate_both(op: Any, a: Array, b: Array, tier: str, tensors: Sequence[Array] = ()) -> Array:
+    """The result of both ways, which must be the same."""
+    with fused_from(99):
+        two, _ = emulate(op, a, b, tier, tensors)
+    with fused_from(1):
+        one, low = emulate(op, a, b, tier, tensors)
+    assert low.fused == (len(low.views.b_at) == low.views.batches)
+    assert_same_bits(one, two, low.gemm.name)
+    return one
+
+
 def emulate(op: Any, a: Array, b: Array, tier: str, tensors: Sequence[Array] = ()) -> tuple[Array, Lowered]:
-    """Run both launches; only `out` and the run-time buffers may be written, and all operands are of exact size."""
+    """Run all launches; only `out` and the run-time buffers may be written, and all operands are of exact size."""
     if op._transpose_b:
         b = b.swapaxes(-1, -2)
     assert a_in_place(a)
@@ -138,7 +161,8 @@ def test_int8_on_the_emulator(tier: str, types: tuple[str, str]) -> None:
             op = MatMulInt8(**arguments(*types, out, 2 * seed + transpose), transpose_b=transpose, isa="reference")
             a = integers(seed, (*a_batch, m, k), types[0])
             b = integers(seed + 1, (*b_batch, n, k) if transpose else (*b_batch, k, n), types[1])
-            got, low = emulate(op, a, b, tier)
+            with fused_from(1 if (seed + transpose + TYPES.index(types)) % 2 else 99):
+                got, low = emulate(op, a, b, tier)
             assert_same_bits(got, op(a, b), (tier, types, seed, transpose, low.gemm.name))
 
 
@@ -151,7 +175,7 @@ def test_many_steps_on_the_emulator(tier: str) -> None:
             a, b = integers(seed, (*a_batch, m, k), types[0]), integers(seed, (*b_batch, k, n), types[1])
             with fine_grid(500):
                 got, low = emulate(op, a, b, tier)
-            assert low.gemm.one.steps > 1
+            assert low.gemm.steps > low.views.batches
             assert_same_bits(got, op(a, b), (tier, types))
 
 
@@ -175,25 +199,39 @@ def test_views_are_read_in_place_on_the_emulator(tier: str) -> None:
     """Q.K^T and P.V on the heads of one array, without a copy."""
     q, k, x = (heads(s, 2, 9, 3, 8, t) for s, t in enumerate(("u8", "s8", "s8")))
     op = MatMulInt8(a_zero_point=3, y_scale=50.0, transpose_b=True, isa="reference")
-    got, _ = emulate(op, q, k, tier)
+    got = emulate_both(op, q, k, tier)
     assert_same_bits(got, op(q.copy(), k.copy()), tier)
     p = integers(5, (2, 3, 9, 9), "u8")
     op = MatMulInt8(y_scale=50.0, out_dtype=np.int8, isa="reference")
-    got, _ = emulate(op, p, x, tier)
+    got = emulate_both(op, p, x, tier)
     assert_same_bits(got, op(p, x.copy()), tier)
     # Any distance between matrices, also backwards; rows of the transpose by their strides.
-    got, _ = emulate(op, q[::-1, ::2], k[::-1, ::2].swapaxes(-1, -2), tier)
+    got = emulate_both(op, q[::-1, ::2], k[::-1, ::2].swapaxes(-1, -2), tier)
     assert_same_bits(got, op(q[::-1, ::2].copy(), k[::-1, ::2].swapaxes(-1, -2).copy()), tier)
 
 
 @pytest.mark.parametrize("tier", INT8_TIERS)
 def test_post_ops_with_tensors_on_the_emulator(tier: str) -> None:
-    a, b = integers(0, (3, 1, 5, 12), "u8"), integers(1, (2, 12, 19), "s8")
+    a, b = integers(0, (3, 1, 5, 12), "u8"), integers(1, (3, 2, 12, 19), "s8")
     t, u = integers(2, (3, 2, 5, 19), "s8"), floats(3, (3, 2, 5, 19))
     post_ops = (v.Sum(0.4, 3, dtype=np.int8), v.ReLU(), v.Sum(0.5, dtype=np.float32))
     op = MatMulInt8(a_scale=0.02, b_scale=0.02, y_scale=0.7, post_ops=post_ops, isa="reference")
-    got, _ = emulate(op, a, b, tier, (t, u))
+    got = emulate_both(op, a, b, tier, (t, u))
     assert_same_bits(got, op(a, b, tensors=(t, u)), tier)
+
+
+@pytest.mark.parametrize("tier", INT8_TIERS)
+def test_an_attention_mask_and_a_bias_on_the_emulator(tier: str) -> None:
+    """softmax's argument: scores, plus a mask of the scores' shape, plus a vector along the keys."""
+    q, k = integers(0, (2, 3, 6, 16), "s8"), integers(1, (2, 3, 21, 16), "s8")
+    mask, bias = floats(2, (2, 3, 6, 21)) * np.float32(100), floats(3, (21,))
+    post_ops = (v.Linear(0.25, 0), v.Binary("add", bias), v.Binary("add", mask))
+    op = MatMulInt8(
+        a_scale=0.02, a_zero_point=-3, b_scale=0.03, transpose_b=True, out_dtype=np.float32, post_ops=post_ops,
+        isa="reference",
+    )  # fmt: skip
+    got = emulate_both(op, q, k, tier, (mask,))
+    assert_same_bits(got, op(q, k), tier)
 
 
 @pytest.mark.parametrize("out", [np.float32, bfloat16], ids=["f32", "bf16"])
@@ -206,7 +244,8 @@ def test_bf16_on_the_emulator(tier: str, out: Any) -> None:
             a = (integers(seed, (*a_batch, m, k), "s8") // 16).astype(bfloat16)
             shape = (*b_batch, n, k) if transpose else (*b_batch, k, n)
             b = (integers(seed + 1, shape, "s8") // 16).astype(bfloat16)
-            got, low = emulate(op, a, b, tier)
+            with fused_from(1 if (seed + (out is bfloat16)) % 2 else 99):
+                got, low = emulate(op, a, b, tier)
             want = op(a, b)
             assert np.array_equal(got.astype(np.float32), want.astype(np.float32)), (tier, seed, low.gemm.name)
 
@@ -219,8 +258,7 @@ def test_f32_on_the_emulator(tier: str) -> None:
             a = (integers(seed, (*a_batch, m, k), "s8") // 16).astype(np.float32)
             shape = (*b_batch, n, k) if transpose else (*b_batch, k, n)
             b = (integers(seed + 1, shape, "s8") // 16).astype(np.float32)
-            got, low = emulate(op, a, b, tier)
-            assert np.array_equal(got, op(a, b)), (tier, seed, low.gemm.name)
+            assert np.array_equal(emulate_both(op, a, b, tier), op(a, b)), (tier, seed)
 
 
 # --- on this machine ------------------------------------------------------------------------------------------
@@ -239,20 +277,29 @@ def products(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...], int, in
 
 
 @pytest.mark.parametrize("tier", HERE)
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=120)
 @given(
     shapes=products(), types=st.sampled_from(TYPES), out=st.sampled_from(("u8", "s8", "s32", "f32")),
     transpose=st.booleans(), threads=st.sampled_from((1, 2)), seed=st.integers(0, 99), fine=st.booleans(),
+    fuse=st.sampled_from((1, 99)),
 )  # fmt: skip
 def test_random_products(
-    tier: str, shapes: Any, types: tuple[str, str], out: str, transpose: bool, threads: int, seed: int, fine: bool
+    tier: str,
+    shapes: Any,
+    types: tuple[str, str],
+    out: str,
+    transpose: bool,
+    threads: int,
+    seed: int,
+    fine: bool,
+    fuse: int,
 ) -> None:
     a_batch, b_batch, m, k, n = shapes
     v.set_num_threads(threads)
     options = arguments(*types, out, seed) | {"transpose_b": transpose}
     a = integers(seed, (*a_batch, m, k), types[0])
     b = integers(seed + 1, (*b_batch, n, k) if transpose else (*b_batch, k, n), types[1])
-    with fine_grid(2000, 4096) if fine else fine_grid(1 << 19, 256 << 10):
+    with fused_from(fuse), fine_grid(2000, 4096) if fine else fine_grid(1 << 19, 256 << 10):
         got = matmul_int8(a, b, **options, isa=tier)
     assert_same_bits(got, matmul_int8(a, b, **options, isa="reference"), (tier, shapes))
     if out == "s32":
@@ -336,7 +383,10 @@ def test_operands_change_between_calls(tier: str) -> None:
 @pytest.mark.parametrize("tier", HERE)
 def test_concurrent_calls_of_one_handle(tier: str) -> None:
     op = MatMulInt8(a_zero_point=9, out_dtype=np.int32, isa=tier)
-    problems = [(integers(i, (4, 40, 64), "u8"), integers(i + 50, (4, 64, 70), "s8")) for i in range(4)]
+    sizes = [(4, 40, 64, 70), (9, 20, 33, 70), (1, 40, 64, 70), (9, 20, 33, 70)]
+    problems = [
+        (integers(i, (b, m, k), "u8"), integers(i + 50, (b, k, n), "s8")) for i, (b, m, k, n) in enumerate(sizes)
+    ]
     want = [(a.astype(np.int64) - 9) @ b.astype(np.int64) for a, b in problems]
     wrong: list[int] = []
 

@@ -9,23 +9,29 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vnnigen.errors import QuantizationError, ShapeError
 from vnnigen.kernels.amx import AmxKey, PackedAmx
-from vnnigen.kernels.batched import ENTRY, BatchedKey
+from vnnigen.kernels.batched import ENTRY, BatchedKey, FusedKey
 from vnnigen.kernels.epilogue import Epilogue
 from vnnigen.kernels.geometry import gemm_geometry
 from vnnigen.kernels.layout import ARG_CONSTS, ARG_DST, ARG_SRC, ARG_TENSORS, ARG_WEIGHTS, ConstLayout
 from vnnigen.kernels.mac import AMX, BF16, CHAIN_EXACT, FMA, VNNI, Mac, TierCode
+from vnnigen.kernels.nest import NestKey
 from vnnigen.kernels.pack_kernel import PackKey, pack_constants
 from vnnigen.kernels.packed import Packed, PackedRun
 from vnnigen.kernels.packing import Columns, Run, aligned, fill_constants, pad_vector, start_values
 from vnnigen.kernels.problem import GemmProblem
 from vnnigen.kernels.types import INT_RANGE, Array, DType, itemsize
+
+#: Batches from which there are products enough for all threads, so that each packs what it multiplies, and how large a
+#: packed matrix may then be to stay in the L2 cache.
+FUSED_BATCHES = 8
+FUSED_BYTES = 512 << 10
+
 
 # --- where the matrices lie -----------------------------------------------------------------------------------
 
@@ -164,15 +170,20 @@ class Lowered:
     views: Views
     packed: Packed | PackedAmx
     pack: PackKey
-    gemm: Any
+    gemm: NestKey | BatchedKey
     consts: NDArray[np.uint8]
     pack_consts: NDArray[np.uint8]
     dynamic: bool
 
     @property
-    def keys(self) -> tuple[Any, Any]:
-        """Both kernels' keys, in the order of the launches."""
-        return self.pack, self.gemm
+    def keys(self) -> tuple[PackKey | NestKey | BatchedKey, ...]:
+        """The kernels' keys, in the order of the launches; the last one multiplies."""
+        return (self.gemm,) if self.fused else (self.pack, self.gemm)
+
+    @property
+    def fused(self) -> bool:
+        """Whether one kernel does both."""
+        return isinstance(self.gemm, FusedKey)
 
     def table(self, tensors: Sequence[DType]) -> NDArray[np.int64]:
         """The batch's table (see `batched`); `tensors` are the types of the epilogue's tensors."""
@@ -195,6 +206,8 @@ class Lowered:
     def buffers(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Room for b packed, and the constant blocks."""
         count = len(self.views.b_at)
+        if self.fused:
+            return aligned(0), self.consts
         if not self.dynamic:
             return aligned(self.pack.stride * count), self.consts
         blocks = aligned(self.consts_stride * count)
@@ -228,7 +241,7 @@ def lower(v: Views, tier: TierCode, family: str, numbers: Integers, epilogue: Ep
     run = PackedRun(Run(0, v.n, True), mac, row_sums, aligned(0), block)
     kind = PackedAmx if family == "tiles" else Packed
     packed = kind("matmul", tier, src, epilogue, (run,))
-    one = _gemm_key(v, packed, src)
+    one = _one(v, packed, max(v.batches, FUSED_BATCHES))
     dwords = -(-v.k // mac.k_per_dword)
     if isinstance(one, AmxKey):
         dwords = one.steps_of_run.count * one.steps_of_run.size // 4
@@ -236,17 +249,22 @@ def lower(v: Views, tier: TierCode, family: str, numbers: Integers, epilogue: Ep
         tier, numbers.b, element, v.transposed, v.k, v.n, v.b_pitch, dwords, len(v.b_at),
         len(block) if dynamic else 0, layout.init if dynamic else None,
     )  # fmt: skip
+    gemm: NestKey | BatchedKey
+    if v.batches >= FUSED_BATCHES and len(v.b_at) == v.batches and one.steps == 1 and pack.stride <= FUSED_BYTES:
+        gemm = FusedKey(one, v.batches, replace(pack, batches=1))
+    else:
+        one = _one(v, packed, v.batches)
+        gemm = BatchedKey(one, v.batches) if v.batches > 1 else one
     starts = np.zeros(padded, np.int32)
     if dynamic:
         starts[: v.n] = start[0]
-    gemm = BatchedKey(one, v.batches) if v.batches > 1 else one
     return Lowered(v, packed, pack, gemm, block, pack_constants(starts, numbers.a_zp + shift, b_zp), dynamic)
 
 
-def _gemm_key(v: Views, packed: Packed | PackedAmx, src: DType) -> Any:
-    """The kernel of one product, blocked as a part of the whole batch."""
+def _one(v: Views, packed: Packed | PackedAmx, batches: int) -> NestKey:
+    """The kernel of one product, blocked as a part of `batches` of them."""
     # Rows of a that lie further apart than they are long are pixels of a wider image, of which one column is used.
-    wide = v.a_pitch // (v.k * itemsize(src))
-    g = replace(gemm_geometry(GemmProblem(v.m, v.n, v.k, src, packed.epilogue.spec.out)), w=wide)
-    (key,) = packed.keys_for(replace(g, images=v.batches))
+    wide = v.a_pitch // (v.k * itemsize(packed.src))
+    g = replace(gemm_geometry(GemmProblem(v.m, v.n, v.k, packed.src, packed.epilogue.spec.out)), w=wide)
+    (key,) = packed.keys_for(replace(g, images=batches))
     return replace(key, g=g)

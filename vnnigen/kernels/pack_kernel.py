@@ -9,6 +9,7 @@ the accumulators' start values are written into the constant block that the mult
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +47,7 @@ _WIDEN = {("u8", "s16"): "vpmovzxbw", ("s8", "s16"): "vpmovsxbw", ("bf16", "f32"
 _PER = {"s8": 4, "s16": 2, "bf16": 2, "f32": 1}
 
 # Offsets in the packing kernel's constants: 32 words, 16 dwords, then a dword for each column.
-_B_ZERO_POINT, _A_ZERO_POINT, _START = 0, 64, 128
+_B_ZERO_POINT, _A_ZERO_POINT, STARTS = 0, 64, 128
 
 
 def pack_constants(start: NDArray[np.int32], a_zero_point: int, b_zero_point: int) -> NDArray[np.uint8]:
@@ -55,10 +56,10 @@ def pack_constants(start: NDArray[np.int32], a_zero_point: int, b_zero_point: in
     `start` holds the accumulators' start values (of all panels' columns) without `a_zero_point * (sum of a column)`,
     which the kernel subtracts; `b_zero_point` is subtracted from what is packed as words.
     """
-    out = aligned(_START + start.nbytes)
+    out = aligned(STARTS + start.nbytes)
     out[_B_ZERO_POINT:_A_ZERO_POINT].view(np.int16)[:] = b_zero_point
-    out[_A_ZERO_POINT:_START].view(np.int32)[:] = a_zero_point
-    out[_START:].view(np.int32)[:] = start
+    out[_A_ZERO_POINT:STARTS].view(np.int32)[:] = a_zero_point
+    out[STARTS:].view(np.int32)[:] = start
     return out
 
 
@@ -142,44 +143,36 @@ class PackKey(NoScratch):
 
     def build(self, features: frozenset[str] | None) -> Code:
         """Generate the code."""
-        return _Pack(self, features).build()
+        return _kernel(self, features)
 
 
-class _Pack:
-    """Emits a packing kernel: the step's groups of panels, one after the other."""
+class PackCode:
+    """Emits the packing of a run of groups of panels.
 
-    def __init__(self, key: PackKey, features: frozenset[str] | None) -> None:
-        self.key, self.tier = key, key.tier
+    Its user sets the cursors: `src` and `dst` at the first group, `consts` at the kernel's constants, and, where
+    columns are summed, `start` and `init` at the start values before and after. It calls `prepare`, then `groups`.
+    """
+
+    def __init__(self, a: Assembler, key: PackKey, take: Callable[[str], Reg]) -> None:
+        """Get general registers from `take`."""
+        self.a, self.key, self.tier = a, key, key.tier
         self.size = SIZE[key.src]
         self.widen = _WIDEN.get((key.src, key.element))
         self.flip = key.src == "u8" and key.element == "s8"
         self.centre = key.element == "s16"
         self.columns = key.group * self.tier.lanes
         self.source_step = self.columns * (key.pitch if key.transposed else self.size)
-        rows = self.tier.lanes if key.transposed else key.per
-        many = key.batches > 1
-        check_offsets(
-            f"{key.pitch} bytes", rows * key.pitch, self.source_step * key.chunk, key.stride * many,
-            key.group * key.panel_bytes * key.chunk, key.consts_stride * many,
-        )  # fmt: skip
-        self.a = a = Assembler(
-            key.name, args=(Arg("args", "ptr"), Arg("index", "i64"), Arg("scratch", "ptr")), features=features
-        )
-        self.args, self.index = a.load_argument("args"), a.load_argument("index")
-        a.release(a.load_argument("scratch"))
-        self.src, self.dst, self.at, self.to = a.gpr("src"), a.gpr("dst"), a.gpr("at"), a.gpr("to")
-        self.init, self.consts, self.start = a.gpr("init"), a.gpr("consts"), a.gpr("start")
-        self.count, self.left, self.chunk = a.gpr("count"), a.gpr("groups_left"), a.gpr("chunk")
+        self.src, self.dst, self.at, self.to = take("src"), take("dst"), take("at"), take("to")
+        self.init, self.consts, self.start = take("init"), take("consts"), take("start")
+        self.count, self.left = take("count"), take("groups_left")
         self.mask: Reg | None = None
 
-    def build(self) -> Code:
-        """Emit everything and encode it."""
+    def groups(self, chunk: Reg, per_chunk: int, chunks: int) -> None:
+        """Pack the groups of number `chunk` of `chunks` chunks."""
         a, key = self.a, self.key
-        self._locate()
-        self._constants()
         full, tail = divmod(key.n, self.columns)
-        last = full - (key.chunks - 1) * key.chunk
-        by_last(a, self.left, self.chunk, key.chunks, key.chunk, last)
+        last = full - (chunks - 1) * per_chunk
+        by_last(a, self.left, chunk, chunks, per_chunk, last)
 
         def step() -> None:
             self._group(self.columns)
@@ -192,43 +185,9 @@ class _Pack:
         if full:
             loop_or_skip(a, self.left, step, may_be_zero=last == 0)
         if tail:
-            only_last(a, self.chunk, key.chunks, lambda: self._group(tail))
-        a.ret()
-        return a.finalize().encode()
+            only_last(a, chunk, chunks, lambda: self._group(tail))
 
-    def _locate(self) -> None:
-        """Decode the step's index into a matrix and a chunk of it; set the cursors."""
-        a, key = self.a, self.key
-        with a.scope(), a.section("locate the step"):
-            batch = self.index
-            a.mov(self.chunk, 0)
-            if key.chunks > 1:
-                batch = self.count
-                div_const(a, batch, self.index, key.chunks, key.steps)
-                a.imul(self.chunk, batch, -key.chunks)
-                a.add(self.chunk, self.index)
-            a.mov(self.src, Mem(self.args, 8 * ARG_B))
-            a.mov(self.dst, Mem(self.args, 8 * ARG_WEIGHTS))
-            if key.batches > 1:
-                a.mov(self.at, Mem(self.args, 8 * ARG_B_TABLE))
-                a.add(self.src, Mem(self.at, index=batch, scale=8))
-                a.imul(self.at, batch, key.stride)
-                a.add(self.dst, self.at)
-            if key.init is not None:
-                a.mov(self.init, Mem(self.args, 8 * ARG_CONSTS))
-                a.imul(self.at, batch, key.consts_stride)
-                a.add(self.init, self.at)
-                a.add(self.init, key.init)
-            a.mov(self.consts, Mem(self.args, 8 * ARG_PACK))
-            a.lea(self.start, Mem(self.consts, _START))
-            if key.chunks > 1:
-                moves = [(self.src, self.source_step), (self.dst, key.group * key.panel_bytes)]
-                moves += [(r, 4 * self.columns) for r in (self.init, self.start) if key.init is not None]
-                for cursor, step in moves:
-                    a.imul(self.at, self.chunk, key.chunk * step)
-                    a.add(cursor, self.at)
-
-    def _constants(self) -> None:
+    def prepare(self) -> None:
         """Load what stays in registers."""
         a, key = self.a, self.key
         partial = (key.k if key.transposed else key.n) % key.elements
@@ -426,3 +385,54 @@ class _Pack:
             a.vpaddd(self.sums[panel], self.sums[panel], temp)
         else:
             a.vpdpbusd(self.sums[panel], self.ones, v)
+
+
+def _kernel(key: PackKey, features: frozenset[str] | None) -> Code:
+    """A kernel that packs: its steps are chunks of matrices."""
+    a = Assembler(key.name, args=(Arg("args", "ptr"), Arg("index", "i64"), Arg("scratch", "ptr")), features=features)
+    a.release(a.load_argument("scratch"))
+    args, index = a.load_argument("args"), a.load_argument("index")
+    code, chunk = PackCode(a, key, a.gpr), a.gpr("chunk")
+    rows = key.tier.lanes if key.transposed else key.per
+    many = key.batches > 1
+    check_offsets(
+        f"{key.pitch} bytes", rows * key.pitch, code.source_step * key.chunk, key.stride * many,
+        key.group * key.panel_bytes * key.chunk, key.consts_stride * many,
+    )  # fmt: skip
+    with a.section("locate the step"):
+        _locate(a, key, code, args, index, chunk)
+    code.prepare()
+    code.groups(chunk, key.chunk, key.chunks)
+    a.ret()
+    return a.finalize().encode()
+
+
+def _locate(a: Assembler, key: PackKey, code: PackCode, args: Reg, index: Reg, chunk: Reg) -> None:
+    """Decode the step's index into a matrix and a chunk of it; set the cursors."""
+    batch = index
+    a.mov(chunk, 0)
+    if key.chunks > 1:
+        batch = code.count
+        div_const(a, batch, index, key.chunks, key.steps)
+        a.imul(chunk, batch, -key.chunks)
+        a.add(chunk, index)
+    a.mov(code.src, Mem(args, 8 * ARG_B))
+    a.mov(code.dst, Mem(args, 8 * ARG_WEIGHTS))
+    if key.batches > 1:
+        a.mov(code.at, Mem(args, 8 * ARG_B_TABLE))
+        a.add(code.src, Mem(code.at, index=batch, scale=8))
+        a.imul(code.at, batch, key.stride)
+        a.add(code.dst, code.at)
+    if key.init is not None:
+        a.mov(code.init, Mem(args, 8 * ARG_CONSTS))
+        a.imul(code.at, batch, key.consts_stride)
+        a.add(code.init, code.at)
+        a.add(code.init, key.init)
+    a.mov(code.consts, Mem(args, 8 * ARG_PACK))
+    a.lea(code.start, Mem(code.consts, STARTS))
+    if key.chunks > 1:
+        moves = [(code.src, code.source_step), (code.dst, key.group * key.panel_bytes)]
+        moves += [(r, 4 * code.columns) for r in (code.init, code.start) if key.init is not None]
+        for cursor, step in moves:
+            a.imul(code.at, chunk, key.chunk * step)
+            a.add(cursor, code.at)

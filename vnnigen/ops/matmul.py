@@ -1,7 +1,8 @@
 """Products of two activations, as in attention: `matmul_int8`, `matmul_bf16`, `matmul_f32` and their handles.
 
-Both operands are given at the call, so b is packed at every call, by a generated kernel, into a buffer that the handle
-keeps; then the ordinary GEMM kernel runs over the batch.  Both are launches of one native call.  Views are read where
+Both operands are given at the call, so b is packed at every call: by each thread for the products that it computes, or,
+where these are few, by a kernel of its own into a buffer that the handle keeps.  Either way it is one native call.
+Views are read where
 they lie whenever their matrices have rows (for b: rows or columns) without gaps between elements.
 """
 
@@ -51,7 +52,7 @@ class MatMulLaunches(Launches):
         super().__init__(low.keys)
         self.lowered = low
         # What `explain` shows is the multiplication.
-        self.keys, self.kernels = self.keys[1:], self.kernels[1:]
+        self.keys, self.kernels = self.keys[-1:], self.kernels[-1:]
         self._tables: dict[int, Array] = {
             ARG_PACK: low.pack_consts, ARG_B_TABLE: low.views.b_at, ARG_TABLE: low.table(tensors),
         }  # fmt: skip
