@@ -35,10 +35,23 @@ from vnnigen.kernels.post_ops import (
 from vnnigen.kernels.qparams import QParams, choose_qparams, dequantize, quantize
 from vnnigen.ops.bf16 import Conv2dBf16, GemmBf16, conv_bf16, gemm_bf16
 from vnnigen.ops.conv import Conv2dF32, Conv2dInt8, conv_f32, conv_int8
+from vnnigen.ops.element import (
+    Concat,
+    Convert,
+    Softmax,
+    SumTensors,
+    add,
+    concat,
+    convert,
+    eltwise,
+    softmax,
+    sum_tensors,
+)
 from vnnigen.ops.explanation import Explanation
 from vnnigen.ops.gemm import GemmF32, GemmInt8, gemm_f32, gemm_int8
 from vnnigen.ops.matmul import MatMulBf16, MatMulF32, MatMulInt8, matmul_bf16, matmul_f32, matmul_int8
 from vnnigen.ops.operator import Operator
+from vnnigen.ops.pool import AvgPool2d, MaxPool2d, avg_pool2d, global_avg_pool2d, max_pool2d
 from vnnigen.runtime.threads import num_threads, set_num_threads
 
 __version__ = "0.1.0"
@@ -56,12 +69,15 @@ def explain(operator: Operator, x_shape: tuple[int, ...] | None = None, x_dtype:
 __all__ = [
     "GELU",
     "AssemblerError",
+    "AvgPool2d",
     "Binary",
     "BuildError",
     "Clip",
+    "Concat",
     "Conv2dBf16",
     "Conv2dF32",
     "Conv2dInt8",
+    "Convert",
     "DTypeError",
     "EmulatorError",
     "Explanation",
@@ -75,6 +91,7 @@ __all__ = [
     "MatMulBf16",
     "MatMulF32",
     "MatMulInt8",
+    "MaxPool2d",
     "MissingExtraError",
     "ModelError",
     "Operator",
@@ -85,26 +102,37 @@ __all__ = [
     "ShapeError",
     "SiLU",
     "Sigmoid",
+    "Softmax",
     "Sum",
+    "SumTensors",
     "Tanh",
     "VnnigenError",
+    "add",
+    "avg_pool2d",
     "choose_qparams",
+    "concat",
     "conv_bf16",
     "conv_f32",
     "conv_int8",
+    "convert",
     "dequantize",
+    "eltwise",
     "explain",
     "features",
     "gemm_bf16",
     "gemm_f32",
     "gemm_int8",
+    "global_avg_pool2d",
     "matmul_bf16",
     "matmul_f32",
     "matmul_int8",
     "max_isa",
+    "max_pool2d",
     "num_threads",
     "quantize",
     "set_max_isa",
     "set_num_threads",
+    "softmax",
+    "sum_tensors",
     "tiers",
 ]

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from vnnigen import cli
-from vnnigen.runtime.peak import Peak
 from vnnigen.bench.problem_string import GemmShape, parse_conv
 from vnnigen.errors import ISAError, MissingExtraError
+from vnnigen.runtime.peak import Peak
 
 CONV = "mb1ic64ih56iw56oc64kh3kw3sh1sw1ph1pw1g1"
 FIGURES = {

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from vnnigen.runtime import peak
-from vnnigen.runtime.peak import LOOPS, NOT_GENERATED, build, measure_peaks, peak_for
 from vnnigen.isa.emulator import Emulator
 from vnnigen.isa.features import features
 from vnnigen.isa.memory import Memory
+from vnnigen.runtime import peak
+from vnnigen.runtime.peak import LOOPS, NOT_GENERATED, build, measure_peaks, peak_for
 
 IDS = [f"{loop.name}-{loop.tier}" for loop in LOOPS]
 MNEMONIC_OF_STEP = {
