@@ -109,7 +109,8 @@ def test_mxcsr_is_set_for_kernels_and_restored(callers: int, nthreads: int) -> N
         after = lib.vg_get_mxcsr()
     finally:
         lib.vg_set_mxcsr(0x1F80)
-    assert set(out.tolist()) == {0x1F80}
+    # The low six bits are flags that f32 kernels before this one may have raised in a thread of the pool.
+    assert set((out & ~np.uint32(0x3F)).tolist()) == {0x1F80}
     assert after == callers
 
 
