@@ -4,11 +4,11 @@
         [--batch 1,16] [--threads 1,all] [--peers onednn,fbgemm,openblas] [--json FILE] [--chart DIR] [--quick]
 
 Every row times our kernel and its peers alternately, each peer in a process of its own: oneDNN capped to the row's
-tier, fbgemm (PyTorch) on AVX512-VNNI, NumPy's BLAS for f32 products. A ratio is the median over rounds of the peer's
-time by ours, above 1 where we are faster; `of best` compares the shortest times. On a busy machine `--clock cpu`
-leaves out when others ran. Kernels are called as a compiled network would, without Python's checks. GOP/s do not
-count taps on the padding, and nor does `% of peak`, the share of the measured peak of the kernel's own multiply step;
-the JSON file has both with the padding too.
+tier (and, for `--peers torch-onednn`, PyTorch's newer one), fbgemm on AVX512-VNNI, NumPy's BLAS for f32 products. A
+ratio is the median over rounds of the peer's time by ours, above 1 where we are faster; `of best` compares the
+shortest times. On a busy machine `--clock cpu` leaves out when others ran. Kernels are called as a compiled network
+would, without Python's checks. GOP/s do not count taps on the padding, and nor does `% of peak`, the share of the
+measured peak of the kernel's own multiply step; the JSON file has both with the padding too.
 
 A row is memory bound where its arithmetic intensity is below the balance of measured peak and measured bandwidth of
 reading as many bytes (see benchmarks/roofline.py); those rows show % of that bandwidth and have a mean of their own.
@@ -43,7 +43,7 @@ from benchmarks.common import Job, Stopwatch, context, warn_if_busy, write_json
 from benchmarks.peers.blas import Blas
 from benchmarks.peers.onednn import OneDNN
 from benchmarks.peers.process import PeerError
-from benchmarks.peers.pytorch import PyTorch
+from benchmarks.peers.pytorch import FBGEMM, TorchOneDNN
 from benchmarks.roofline import LEVELS, Chart, bytes_touched, draw, is_memory_bound, read_bandwidth
 from benchmarks.shapes import SUITES, Item, items_of, quick
 from vnnigen.bench.post_op_string import parse_post_ops
@@ -103,7 +103,10 @@ class Startable(Protocol):
         """End it."""
 
 
-PEERS: dict[str, Callable[[str, int], Startable]] = {"onednn": OneDNN, "fbgemm": PyTorch, "openblas": Blas}
+PEERS: dict[str, Callable[[str, int], Startable]] = {
+    "onednn": OneDNN, "fbgemm": FBGEMM, "openblas": Blas, "torch-onednn": TorchOneDNN,
+}  # fmt: skip
+USUAL_PEERS = ["onednn", "fbgemm", "openblas"]
 
 
 @dataclass(frozen=True)
@@ -384,13 +387,13 @@ def summary_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
     """Lay the means out for people."""
     title = "Geometric means of the ratios: above 1 we are faster"
     table = Table(title=title, title_justify="left")
-    for name in ("dtype", "tier", "weights", "threads", "peer"):
-        table.add_column(name)
+    for name in ("group", "peer"):
+        table.add_column(name, no_wrap=True)
     numbers = ["rows", "mean", "of best", "target", "least", f"below {FLOOR}"]
     for name in [*numbers, "memory rows", "mean", "least", "% bandw."]:
         table.add_column(name, justify="right")
     for s in summaries:
-        head = [str(s[k]) for k in ("dtype", "tier", "weights", "threads", "peer")]
+        head = [str(Group(s["dtype"], s["tier"], s["weights"], s["threads"])), s["peer"]]
         cells = [str(s["compute_rows"]), *(_cell(s[k], ".2f") for k in ("geomean", "geomean_best", "target", "least"))]
         cells += [str(s["below_floor"]), str(s["memory_rows"])]
         cells += [_cell(s["memory_geomean"], ".2f"), _cell(s["memory_least"], ".2f")]
@@ -496,7 +499,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--shapes", type=_choice(SUITES), default=list(SUITES), help=f"of {', '.join(SUITES)}")
     p.add_argument("--batch", type=_numbers, default=[1], help="images of a convolution, comma-separated")
     p.add_argument("--threads", type=_threads, default=[1], help="numbers or `all`, comma-separated")
-    p.add_argument("--peers", type=_choice(PEERS), default=list(PEERS), help=f"of {', '.join(PEERS)}")
+    p.add_argument("--peers", type=_choice(PEERS, USUAL_PEERS), default=USUAL_PEERS, help=f"of {', '.join(PEERS)}")
     help_clock = "cpu: the processor's time instead of the clock's, for one thread on a busy machine"
     p.add_argument("--clock", choices=("wall", "cpu"), default="wall", help=help_clock)
     p.add_argument("--rounds", type=int, default=11, help="samples of each candidate")

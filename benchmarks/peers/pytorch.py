@@ -1,8 +1,9 @@
-"""PyTorch's int8 operators (fbgemm) as a peer.
+"""PyTorch's int8 operators as a peer, by fbgemm or by the oneDNN that PyTorch ships, which is newer than the wheel's.
 
 PyTorch is large and stays optional: the interpreter named by VNNIGEN_TORCH_PYTHON must have torch (2.13 is what was
 tried), or else the one that runs the benchmark. fbgemm picks its own instructions and cannot be capped, so it is
-compared only with the best vector tier that it knows, AVX512-VNNI.
+compared only with the best vector tier that it knows, AVX512-VNNI. Calls go through PyTorch's dispatcher and allocate
+their result, which takes some microseconds: small problems say little.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks.peers.onednn import CAPS
 from benchmarks.peers.process import PeerError, PeerJob, PeerProcess
 from vnnigen.bench.problem_string import Axis, ConvShape, GemmShape
 
@@ -34,27 +36,32 @@ def _fits(axis: Axis) -> bool:
     return (axis.size + 2 * axis.pad_before - extent) // axis.stride + 1 == axis.out
 
 
-class PyTorch(PeerProcess):
-    """A process with torch."""
+class FBGEMM(PeerProcess):
+    """A process with torch, computing with fbgemm."""
 
-    name = "fbgemm"
+    name = engine = "fbgemm"
 
     def __init__(self, tier: str, threads: int = 1) -> None:
         """Start it. PeerError for a tier that it cannot be compared on, or where there is no torch."""
-        if tier != TIER:
-            raise PeerError(f"fbgemm chooses its own instructions; it is compared on {TIER} only")
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        super().__init__([interpreter(), str(WORKER), str(threads)], environment)
+        cap = self._cap(tier)
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)} | cap
+        super().__init__([interpreter(), str(WORKER), self.engine, str(threads)], environment)
         self.version = f"PyTorch {self.ready[1]}"
 
+    def _cap(self, tier: str) -> dict[str, str]:
+        """Return what keeps it on a tier."""
+        if tier != TIER:
+            raise PeerError(f"fbgemm chooses its own instructions; it is compared on {TIER} only")
+        return {}
+
     def prepare(self, shape: ConvShape | GemmShape, dtype: str, _out: str, post_ops: str = "") -> PeerJob:
-        """Create an operator and its operands; PeerError where fbgemm has nothing comparable."""
+        """Create an operator and its operands; PeerError where PyTorch has nothing comparable."""
         if dtype != "u8s8":
-            raise PeerError(f"fbgemm has no {dtype}")
+            raise PeerError(f"PyTorch has no {dtype}")
         # ReLU6 with a fitting output scale is requantization's own saturation.
         ops = "relu" if post_ops.startswith("clip:0") else post_ops or "-"
         if ops not in ("-", "relu"):
-            raise PeerError(f"fbgemm has no {ops}")
+            raise PeerError(f"PyTorch fuses no {ops}")
         if isinstance(shape, GemmShape):
             return self.job(f"linear {ops} {shape.m} {shape.n} {shape.k}")
         h, w = shape.h, shape.w
@@ -62,3 +69,19 @@ class PyTorch(PeerProcess):
             raise PeerError("PyTorch pads both sides alike")
         sizes = [shape.g, shape.mb, shape.ic, h.size, w.size, shape.oc, h.kernel, w.kernel, h.stride, w.stride]
         return self.job(" ".join(map(str, ["conv", ops, *sizes, h.pad_before, w.pad_before])))
+
+
+class TorchOneDNN(FBGEMM):
+    """A process with torch, computing with its oneDNN, capped to a tier."""
+
+    name, engine = "PyTorch's oneDNN", "onednn"
+
+    def __init__(self, tier: str, threads: int = 1) -> None:
+        """Start it. PeerError for a tier that oneDNN does not know, or where there is no torch."""
+        super().__init__(tier, threads)
+        self.version += f", oneDNN {self.ready[2]}"
+
+    def _cap(self, tier: str) -> dict[str, str]:
+        if tier not in CAPS:
+            raise PeerError(f"oneDNN has no tier {tier!r}")
+        return {"ONEDNN_MAX_CPU_ISA": CAPS[tier]}

@@ -1,6 +1,7 @@
 """Times PyTorch's quantized operators on request; speaks the protocol of `benchmarks.peers.process`.
 
-Runs under any interpreter that has torch, and imports nothing of this project:
+Runs under any interpreter that has torch, with the engine (`fbgemm` or `onednn`) and the number of threads as
+arguments, and imports nothing of this project:
 
     linear POST_OPS M N K
     conv   POST_OPS G MB IC IH IW OC KH KW SH SW PH PW
@@ -8,6 +9,7 @@ Runs under any interpreter that has torch, and imports nothing of this project:
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 import warnings
@@ -63,15 +65,16 @@ def _answer(line: str, jobs: dict[int, Callable[[], object]]) -> str:
     number = max(jobs, default=0) + 1
     jobs[number] = make(_RELU[words[0]], *map(int, words[1:]))
     jobs[number]()
-    return f"ok {number} fbgemm"
+    return f"ok {number} {torch.backends.quantized.engine}"
 
 
 def main() -> None:
     warnings.filterwarnings("ignore")
-    torch.set_num_threads(int(sys.argv[1]))
-    torch.backends.quantized.engine = "fbgemm"
+    torch.backends.quantized.engine = sys.argv[1]
+    torch.set_num_threads(int(sys.argv[2]))
     torch.manual_seed(0)
-    print("ready", torch.__version__, torch.backends.cpu.get_cpu_capability(), flush=True)
+    onednn = re.search(r"MKL-DNN v([\d.]+)", torch.__config__.show())
+    print("ready", torch.__version__, onednn[1] if onednn else "unknown", flush=True)
     jobs: dict[int, Callable[[], object]] = {}
     with torch.inference_mode():
         for line in sys.stdin:
