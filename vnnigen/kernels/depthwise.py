@@ -113,6 +113,15 @@ def weight_vectors(win: Window, size: int, th: int, tw: int) -> dict[tuple[int, 
     return found
 
 
+def block_vectors(mac: Mac, tier: TierCode) -> int:
+    """Accumulators of a pixel: G of integers; for f32, which nothing ties together, two cache lines.
+
+    With less, a block of channels would be a fraction of each pixel's lines, and where pixels lie a power of two apart
+    those lines share a few sets of the cache and drive each other out.
+    """
+    return mac.k_per_dword if mac.acc == "s32" else 128 // tier.vector_bytes
+
+
 def channel_order(size: int, lanes: int) -> NDArray[np.intp]:
     """Channel (within a block) of each accumulator lane after interleaving: [vector][lane], flattened."""
     q, lane128, j = np.meshgrid(np.arange(size), np.arange(lanes // 4), np.arange(4), indexing="ij")
@@ -122,15 +131,15 @@ def channel_order(size: int, lanes: int) -> NDArray[np.intp]:
 
 def _room(tier: TierCode, mac: Mac, epilogue: int) -> int:
     """Pixels whose accumulators fit the registers, `epilogue` of them being taken."""
-    return (tier.registers - max(mac.temps(tier.bits) + 7, epilogue)) // mac.k_per_dword
+    return max(1, (tier.registers - max(mac.temps(tier.bits) + 7, epilogue)) // block_vectors(mac, tier))
 
 
 @lru_cache(maxsize=1024)
-def _tile_cost(win: Window, mac: Mac, th: int, tw: int) -> float:
+def _tile_cost(win: Window, mac: Mac, vectors: int, th: int, tw: int) -> float:
     """Issue slots of a tile: loads, unpacks at half price, multiplies with their operands' loads."""
     size = mac.k_per_dword
     groups = plan_groups(win, th, tw, size)
-    return sum(size * (1 + (size > 1) + len(g.users) * (0.5 + 2 * mac.cost)) for g in groups) + 6
+    return sum(vectors * (1 + (size > 1) + len(g.users) * (0.5 + 2 * mac.cost)) for g in groups) + 6
 
 
 @lru_cache(maxsize=1024)
@@ -141,13 +150,13 @@ def rank_tiles(
 
     Raises ShapeError where none fits.
     """
-    room = _room(tier, mac, epilogue)
+    room, vectors = _room(tier, mac, epilogue), block_vectors(mac, tier)
     costs = {}
     for th in range(1, min(TALLEST, oh) + 1):
         for tw in range(1, min(WIDEST, ow, room // th) + 1):
             rows, columns = ((th, oh // th), (oh % th, 1)), ((tw, ow // tw), (ow % tw, 1))
             costs[th, tw] = sum(
-                m * n * _tile_cost(win, mac, h, w) for h, m in rows for w, n in columns if h and w and m and n
+                m * n * _tile_cost(win, mac, vectors, h, w) for h, m in rows for w, n in columns if h and w and m and n
             )
     if not costs:
         raise ShapeError(f"no depthwise tile fits the registers of {tier.name}")
@@ -197,25 +206,28 @@ class DepthwiseNest(LoopNest):
     def __init__(self, key: DepthwiseKey, features: frozenset[str] | None):
         super().__init__(key, features)
         self.size = key.mac.k_per_dword
+        self.width = block_vectors(key.mac, key.tier)
         self.window = key.window
         self.vectors = weight_vectors(key.window, self.size, *_packed_tile(key.tier, key.mac, key.spec))
-        self.block_bytes = len(self.vectors) * self.size * key.tier.vector_bytes
+        self.block_bytes = len(self.vectors) * self.width * key.tier.vector_bytes
         self.panel_bytes = self.block_bytes
         self.source_step = key.block_columns * key.mac.element_bytes
 
     def emit_tile(self, th: int, tw: int, nr: int, valid: int) -> None:
         """Emit th x tw outputs of one block of channels."""
-        a, key, cur, size = self.a, self.key, self.cur, self.size
+        a, key, cur = self.a, self.key, self.cur
         bits, vb = key.tier.bits, key.tier.vector_bytes
         count = (nr - 1) * key.tier.lanes + valid
+        # A tail of channels needs all of interleaved accumulators, but only so many of plain ones.
+        width = nr if self.size == 1 else self.width
         with a.scope():
-            acc = [[a.vec(bits, f"acc{p}_{q}") for q in range(size)] for p in range(th * tw)]
-            for q in range(size):
+            acc = [[a.vec(bits, f"acc{p}_{q}") for q in range(width)] for p in range(th * tw)]
+            for q in range(width):
                 a.vmovups(acc[0][q], Mem(cur.consts, self.lay.init + q * vb, index=cur.col, scale=4))
                 for pixel in acc[1:]:
                     a.vmovaps(pixel[q], acc[0][q])
             with a.scope(), a.section(f"taps {th}x{tw}"):
-                self._taps(acc, plan_groups(self.window, th, tw, size))
+                self._taps(acc, plan_groups(self.window, th, tw, self.size))
             outs = tile_offsets(th, tw, key.g.ow * key.ldo, key.ldo)
             with a.section("epilogue"):
                 self._epilogue(acc, outs, count)
@@ -224,15 +236,17 @@ class DepthwiseNest(LoopNest):
         a, key, cur, size, mac = self.a, self.key, self.cur, self.size, self.key.mac
         bits, vb = key.tier.bits, key.tier.vector_bytes
         stream = MacStream(a, mac, bits)
-        work = [a.vec(bits, f"col{i}") for i in range({4: 5, 2: 3, 1: 1}[size])]
+        work = [a.vec(bits, f"col{i}") for i in range({4: 5, 2: 3, 1: len(acc[0])}[size])]
         for group in groups:
             base = group.row * self.row_pitch
             sources = [Mem(cur.src, base + c * self.pixel) for c in group.columns]
+            if size == 1:
+                sources = [sources[0] + v * vb for v in range(len(acc[0]))]
             # A column that is not there meets zero weights: any data will do.
             sources += [sources[0]] * (size - len(sources))
             mixed = self._interleave(work, sources)
             for pixel, kr, taps in group.users:
-                at = self.vectors[kr, taps] * size * vb
+                at = self.vectors[kr, taps] * self.width * vb
                 for q, source in enumerate(mixed):
                     stream.add(acc[pixel][q], source, Mem(cur.weights, at + q * vb))
         stream.flush()
@@ -247,7 +261,7 @@ class DepthwiseNest(LoopNest):
         """Interleave the first G registers: each lane of the G results has G taps of one channel."""
         a = self.a
         if self.size == 1:
-            return [r[0]]
+            return r
         if self.size == 2:
             a.vpunpcklwd(r[2], r[0], r[1])
             a.vpunpckhwd(r[0], r[0], r[1])
@@ -358,8 +372,8 @@ class PackedDepthwise:
         """The kernel of a problem; `pick` is shown the candidates, best first by estimate, and says which to take."""
         run, spec = self.runs[0], self.epilogue.spec
         mac, flat = run.mac, replace(g, groups=1, n=g.ic)
-        size = mac.k_per_dword
-        block = size * self.tier.lanes
+        width = block_vectors(mac, self.tier)
+        block = width * self.tier.lanes
         blocks = -(-g.ic // block)
         # Without byte masks, a tail of channels cannot be loaded in place.
         copy = not self.tier.masks and g.ic % block != 0
@@ -367,7 +381,7 @@ class PackedDepthwise:
 
         def key(tile: tuple[int, int], cut: tuple[int, int] | None = None) -> DepthwiseKey:
             strip, chunk = cut or grid(flat, mac, tile[0], blocks, copy, macs=macs)
-            blocking = Blocking(*tile, size, 0, 1, strip, chunk, copy)
+            blocking = Blocking(*tile, width, 0, 1, strip, chunk, copy)
             return DepthwiseKey(self.op, flat, self.tier, mac, spec, blocking, False, 0, g.ic, 0)
 
         tiles = rank_tiles(self.window, self.tier, mac, g.oh, g.ow, epilogue_registers(spec, self.tier))
@@ -392,12 +406,11 @@ def why_not(w: Weights, _tier: TierCode) -> str | None:
     return None
 
 
-def _vectors(w: Array, vectors: dict[tuple[int, Taps], int], size: int, block: int, lanes: int) -> Array:
-    """Weights [channels, kh, kw] as [blocks, vectors, G, lanes, G taps] in the interleaved channel order."""
-    channels = w.shape[0]
+def _vectors(w: Array, vectors: dict[tuple[int, Taps], int], size: int, order: NDArray[np.intp]) -> Array:
+    """Weights [channels, kh, kw] as [blocks, vectors, channels of a block in `order`, G taps]."""
+    channels, block = w.shape[0], len(order)
     padded = np.pad(w, ((0, -channels % block), (0, 0), (0, 0)))
-    out = np.zeros((padded.shape[0] // block, len(vectors), size * lanes, size), dtype=w.dtype)
-    order = channel_order(size, lanes)
+    out = np.zeros((padded.shape[0] // block, len(vectors), block, size), dtype=w.dtype)
     for (kr, taps), index in vectors.items():
         for t, x in enumerate(taps):
             if x is not None:
@@ -414,13 +427,14 @@ def pack(op: str, w: Weights, tier: TierCode, src: DType, x_zp: int, epilogue: E
     taps = w.values.reshape(w.values.shape[0], *w.values.shape[2:])
     mac = _choose_mac(w, taps, win, tier, epilogue.spec)
     taps = as_element(taps, mac)
-    size, block = mac.k_per_dword, mac.k_per_dword * tier.lanes
+    size, block = mac.k_per_dword, block_vectors(mac, tier) * tier.lanes
     if mac is CHAIN_EXACT:
         taps = taps.astype(np.int16)
         if w.zero_point is not None:
             taps = taps - w.zero_point.astype(np.int16)[:, None, None]
     vectors = weight_vectors(win, size, *_packed_tile(tier, mac, epilogue.spec))
-    panels = _vectors(taps, vectors, size, block, tier.lanes)
+    order = np.arange(block) if size == 1 else channel_order(size, tier.lanes)
+    panels = _vectors(taps, vectors, size, order)
     packed = aligned(panels.nbytes)
     packed.view(panels.dtype)[:] = panels.ravel()
     channels = len(taps)
@@ -436,7 +450,6 @@ def pack(op: str, w: Weights, tier: TierCode, src: DType, x_zp: int, epilogue: E
         lay, groups=1, columns=slice(None), start=start.reshape(1, -1), epilogue=epilogue,
         pad=pad_vector(mac, x_zp, shift), w_zp=None,
     )  # fmt: skip
-    order = channel_order(size, tier.lanes)
     mixed = [lay.init]
     if unordered(epilogue.spec, size):
         mixed += [lay.m, lay.b, *(lay.vector(i) for i in range(len(epilogue.vectors)))]
@@ -461,5 +474,5 @@ def _choose_mac(w: Weights, taps: Array, win: Window, tier: TierCode, spec: Epil
     if tier.vnni:
         return VNNI
     vectors = weight_vectors(win, 4, *_packed_tile(tier, CHAIN_FAST, spec))
-    pairs = _vectors(taps, vectors, 4, 4 * tier.lanes, tier.lanes)
+    pairs = _vectors(taps, vectors, 4, channel_order(4, tier.lanes))
     return CHAIN_FAST if bool(safe_columns(pairs.reshape(1, 1, -1)).all()) else CHAIN_EXACT

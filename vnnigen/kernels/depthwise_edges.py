@@ -60,7 +60,7 @@ class EdgeDepthwise(DepthwiseNest):
         a, key, cur, size = self.a, self.key, self.cur, self.size
         bits, vb = key.tier.bits, key.tier.vector_bytes
         stream = MacStream(a, key.mac, bits)
-        work = [a.vec(bits, f"col{i}") for i in range({4: 5, 2: 3, 1: 1}[size])]
+        work = [a.vec(bits, f"col{i}") for i in range({4: 5, 2: 3, 1: len(acc[0])}[size])]
         pad = a.vec(bits, "pad")
         a.vmovups(pad, Mem(cur.consts, self.lay.pad))
         flip = None
@@ -68,18 +68,19 @@ class EdgeDepthwise(DepthwiseNest):
             flip = a.vec(bits, "flip")
             a.vmovups(flip, a.const(np.full(vb, 0x80, dtype=np.uint8)))
         mask = None
-        if self.live < key.block_columns:
+        per_load = size * key.tier.lanes
+        if self.live % per_load:
             mask = a.kreg("channels")
-            set_mask(a, mask, self.live, a.gpr("mask_bits"))
+            set_mask(a, mask, self.live % per_load, a.gpr("mask_bits"))
         for group in groups:
             row = self.rows_inside[group.row]
             there = [c if row and self.columns_inside[c] else None for c in group.columns]
-            mixed = [pad] * size
+            mixed = [pad] * len(acc[0])
             if any(c is not None for c in there):
                 self._load(work, group.row, there, pad, flip, mask)
                 mixed = self._mix(work)
             for pixel, kr, taps in group.users:
-                at = self.vectors[kr, taps] * size * vb
+                at = self.vectors[kr, taps] * self.width * vb
                 for q, source in enumerate(mixed):
                     stream.add(acc[pixel][q], source, Mem(cur.weights, at + q * vb))
         stream.flush()
@@ -87,16 +88,22 @@ class EdgeDepthwise(DepthwiseNest):
     def _load(
         self, work: list[Reg], row: int, columns: list[int | None], pad: Reg, flip: Reg | None, mask: Reg | None
     ) -> None:
-        """Load the columns of a group into the first work registers; spare ones meet zero weights."""
+        """Load the columns of a group into the first work registers; spare ones meet zero weights.
+
+        For f32, a group is one column, of as many vectors as there are work registers.
+        """
         a = self.a
-        for i in range(self.size):
-            column = columns[i] if i < len(columns) else None
+        plain = self.size == 1
+        step = self.key.tier.lanes * SRC_BYTES[self.key.g.src]
+        for i in range(len(work) if plain else self.size):
+            column = columns[0] if plain else columns[i] if i < len(columns) else None
             if column is None:
                 a.vmovaps(work[i], pad)
                 continue
-            source = Mem(self.cur.src, row * self.row_pitch + column * self.pixel)
-            move = "vmovdqu8" if mask is not None and SRC_BYTES[self.key.g.src] == 1 else "vmovups"
-            masked = {} if mask is None else {"mask": mask, "zero": True}
+            source = Mem(self.cur.src, row * self.row_pitch + column * self.pixel + i * step * plain)
+            last = mask is not None and (not plain or i == len(work) - 1)
+            move = "vmovdqu8" if last and SRC_BYTES[self.key.g.src] == 1 else "vmovups"
+            masked = {"mask": mask, "zero": True} if last else {}
             getattr(a, self.widen or move)(work[i], source, **masked)
             if self.key.g.src == "bf16":
                 a.vpslld(work[i], work[i], 16)
