@@ -22,11 +22,10 @@ import argparse
 import itertools
 import math
 import os
-import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,15 +35,24 @@ from typing import Any, Protocol
 import ml_dtypes
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 import vnnigen
-from benchmarks.common import Job, Stopwatch, context, warn_if_busy, write_json
+from benchmarks.common import Job, Stopwatch, context, warn_if_busy
+from benchmarks.kernel_report import (
+    SCHEMA,
+    WITHOUT_VNNI,
+    Group,
+    charts,
+    rows_table,
+    summarize,
+    summary_table,
+    write_result,
+)
 from benchmarks.peers.blas import Blas
 from benchmarks.peers.onednn import OneDNN
 from benchmarks.peers.process import PeerError
 from benchmarks.peers.pytorch import FBGEMM, TorchOneDNN
-from benchmarks.roofline import LEVELS, Chart, bytes_touched, draw, is_memory_bound, read_bandwidth
+from benchmarks.roofline import LEVELS, bytes_touched, draw, is_memory_bound, read_bandwidth
 from benchmarks.shapes import SUITES, Item, items_of, quick
 from vnnigen.bench.post_op_string import parse_post_ops
 from vnnigen.bench.problem_string import ConvShape
@@ -54,33 +62,18 @@ from vnnigen.errors import VnnigenError
 from vnnigen.isa import tiers
 from vnnigen.ops.explanation import Explanation
 from vnnigen.runtime import native
-from vnnigen.runtime.peak import LOOPS, measure_peaks, peak_for
+from vnnigen.runtime.peak import measure_peaks, peak_for
 from vnnigen.runtime.threads import default_num_threads
 
-#: Version of the JSON file; raised when a reader of the old one would misunderstand the new one.
-SCHEMA = "vnnigen-kernels/1"
 #: The dtypes on the command line, as requests and peers call them, and the tiers that each is measured on.
 DTYPES = {"int8": "u8s8", "s8s8": "s8s8", "f32": "f32", "bf16": "bf16"}
 _INT8 = ("avx2", "avx_vnni", "avx512", "avx512_vnni", "amx_int8")
 TIERS_OF: dict[str, tuple[str, ...]] = {
     "int8": _INT8, "s8s8": _INT8, "f32": ("avx2", "avx512"), "bf16": ("avx512_bf16", "amx_bf16"),
 }  # fmt: skip
-_WITHOUT_VNNI = ("avx2", "avx512")
-#: Ratio to oneDNN that the geometric mean over compute-bound rows is meant to reach, by (dtype, tier, weights).
-TARGETS = {
-    ("int8", "amx_int8", "full"): 1.2,
-    ("int8", "avx512_vnni", "full"): 1.1,
-    ("int8", "avx_vnni", "full"): 1.1,
-    ("int8", "avx512", "safe"): 1.0,
-    ("int8", "avx512", "full"): 0.72,
-    ("bf16", "amx_bf16", "full"): 1.2,
-    ("bf16", "avx512_bf16", "full"): 1.6,
-    ("f32", "avx512", "full"): 1.05,
-    ("f32", "avx2", "full"): 1.05,
-}
-#: No compute-bound row is meant to fall below this; full-range chains are exempt, having a goal of their own.
-FLOOR = 0.9
 _OUT = {"int8": "u8", "s8s8": "u8", "f32": "f32", "bf16": "bf16"}
+#: CPUs that other processes may use while several threads are measured.
+_FREE = 0.15
 #: Seconds that one candidate of a row may take, three rounds excepted.
 _BUDGET = 1.5
 
@@ -109,20 +102,6 @@ PEERS: dict[str, Callable[[str, int], Startable]] = {
 USUAL_PEERS = ["onednn", "fbgemm", "openblas"]
 
 
-@dataclass(frozen=True)
-class Group:
-    """Rows that belong together, and share a mean: a dtype on a tier, kind of weights and number of threads."""
-
-    dtype: str
-    tier: str
-    weights: str
-    threads: int
-
-    def __str__(self) -> str:
-        kind = f", {self.weights} weights" if self.tier in _WITHOUT_VNNI and self.dtype != "f32" else ""
-        return f"{self.dtype} on {self.tier}{kind}, {self.threads} thread{'s' * (self.threads > 1)}"
-
-
 def groups_of(dtypes: Iterable[str], wanted: Sequence[str] | None, threads: Iterable[int]) -> list[Group]:
     """Return every group that the command line asks for; `wanted` None means all that a dtype has."""
     found = []
@@ -131,7 +110,7 @@ def groups_of(dtypes: Iterable[str], wanted: Sequence[str] | None, threads: Iter
             for tier in TIERS_OF[dtype]:
                 if wanted is not None and tier not in wanted:
                     continue
-                both = tier in _WITHOUT_VNNI and dtype != "f32"
+                both = tier in WITHOUT_VNNI and dtype != "f32"
                 found += [Group(dtype, tier, weights, count) for weights in (("safe", "full") if both else ("full",))]
     return found
 
@@ -332,103 +311,6 @@ def our_figures(row: Mapping[str, Any], work: Ours, samples: Samples) -> dict[st
     return {"bound": "memory" if memory else "compute", "bandwidth_gbs": bandwidth, "ours": figures}
 
 
-def geometric_mean(values: Iterable[float]) -> float | None:
-    """Return the geometric mean, None of nothing."""
-    values = list(values)
-    return math.exp(statistics.fmean(map(math.log, values))) if values else None
-
-
-def ratios(rows: Iterable[Mapping[str, Any]], peer: str, bound: str, of: str = "ratio") -> list[float]:
-    """Return the ratios to a peer of the rows with one bound; `of` "ratio_best" compares the shortest times."""
-    return [r["peers"][peer][of] for r in rows if r.get("bound") == bound and of in r["peers"].get(peer, {})]
-
-
-def summarize(rows: Sequence[Mapping[str, Any]], group: Group, peer: str) -> dict[str, Any] | None:
-    """Return the means of a group's ratios to a peer, None where there is no ratio."""
-    compute, memory = ratios(rows, peer, "compute"), ratios(rows, peer, "memory")
-    if not compute and not memory:
-        return None
-    mean, best = geometric_mean(compute), ratios(rows, peer, "compute", "ratio_best")
-    target = TARGETS.get((group.dtype, group.tier, group.weights)) if peer == "onednn" else None
-    bandwidth = [r["ours"]["pct_bandwidth"] for r in rows if r.get("bound") == "memory"]
-    return {
-        "dtype": group.dtype, "tier": group.tier, "weights": group.weights, "threads": group.threads, "peer": peer,
-        "compute_rows": len(compute), "geomean": mean, "geomean_best": geometric_mean(best),
-        "least": min(compute, default=None),
-        "below_floor": sum(r < FLOOR for r in compute), "target": target,
-        "met": None if target is None or mean is None else mean >= target,
-        "memory_rows": len(memory), "memory_geomean": geometric_mean(memory),
-        "memory_least": min(memory, default=None), "pct_bandwidth_geomean": geometric_mean(bandwidth),
-    }  # fmt: skip
-
-
-def rows_table(group: Group, rows: Sequence[Mapping[str, Any]], peers: Sequence[str]) -> Table:
-    """Lay a group's rows out for people."""
-    table = Table(title=str(group), title_justify="left")
-    table.add_column("shape", no_wrap=True)
-    table.add_column("step")
-    for name in ("ms", "GOP/s", "% peak", "% bandw.", *(f"{p}, ratio" for p in peers)):
-        table.add_column(name, justify="right")
-    for row in rows:
-        if "why_not" in row:
-            table.add_row(row["name"], row["why_not"])
-            continue
-        ours, memory = row["ours"], row["bound"] == "memory"
-        cells = [f"{ours['ms_median']:.4f}", f"{ours['gops']:.0f}", _cell(None if memory else ours["pct_peak"], ".0f")]
-        cells.append(_cell(ours["pct_bandwidth"] if memory else None, ".0f"))
-        for peer in peers:
-            found = row["peers"].get(peer, {})
-            cells.append(f"{found['gops']:.0f}  {found['ratio']:.2f}" if "ratio" in found else "-")
-        table.add_row(row["name"], "+".join(ours["chains"]), *cells)
-    return table
-
-
-def summary_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
-    """Lay the means out for people."""
-    title = "Geometric means of the ratios: above 1 we are faster"
-    table = Table(title=title, title_justify="left")
-    for name in ("group", "peer"):
-        table.add_column(name, no_wrap=True)
-    numbers = ["rows", "mean", "of best", "target", "least", f"below {FLOOR}"]
-    for name in [*numbers, "memory rows", "mean", "least", "% bandw."]:
-        table.add_column(name, justify="right")
-    for s in summaries:
-        head = [str(Group(s["dtype"], s["tier"], s["weights"], s["threads"])), s["peer"]]
-        cells = [str(s["compute_rows"]), *(_cell(s[k], ".2f") for k in ("geomean", "geomean_best", "target", "least"))]
-        cells += [str(s["below_floor"]), str(s["memory_rows"])]
-        cells += [_cell(s["memory_geomean"], ".2f"), _cell(s["memory_least"], ".2f")]
-        table.add_row(*head, *cells, _cell(s["pct_bandwidth_geomean"], ".0f"))
-    return table
-
-
-def worst(rows: Iterable[Mapping[str, Any]], peer: str, count: int) -> list[Mapping[str, Any]]:
-    """Return the rows with the least ratios to a peer, least first."""
-    rated = [r for r in rows if "ratio" in r.get("peers", {}).get(peer, {})]
-    return sorted(rated, key=lambda r: r["peers"][peer]["ratio"])[:count]
-
-
-def _cell(value: Any, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
-def charts(result: Mapping[str, Any]) -> Iterator[tuple[str, Chart]]:
-    """Return a name and a chart for each dtype and number of threads in a result file."""
-    kinds = dict.fromkeys((r["dtype"], r["threads"]) for r in result["rows"] if "ours" in r)
-    for dtype, threads in kinds:
-        rows = [r for r in result["rows"] if (r["dtype"], r["threads"]) == (dtype, threads) and "ours" in r]
-        ceilings = result["ceilings"][str(threads)]
-        steps = _steps(rows)
-        peaks = {name: gops for name, gops in ceilings["peaks_gops"].items() if name in steps}
-        title = f"{dtype} kernels on {result['machine']['name']}, {threads} thread{'s' * (threads > 1)}"
-        yield f"roofline-{dtype}-{threads}", Chart(title, rows, peaks, ceilings["bandwidths_gbs"])
-
-
-def _steps(rows: Iterable[Mapping[str, Any]]) -> set[str]:
-    """Names of the peaks that the multiply steps of rows have."""
-    wanted = {(chain, tiers.tier(r["tier"]).vector_bits) for r in rows for chain in r["ours"]["chains"]}
-    return {loop.name for loop in LOOPS if (loop.step, loop.bits) in wanted}
-
-
 def ceilings(threads: int) -> dict[str, Any]:
     """Measure the peaks of all multiply steps and the bandwidth of each level of memory."""
     peaks = {p.name: p.gops for p in measure_peaks(threads).values() if p.gops is not None}
@@ -445,7 +327,7 @@ def measure_all(arguments: argparse.Namespace, console: Console) -> dict[str, An
     result |= {"ceilings": {str(n): ceilings(n) for n in arguments.threads}}
     result |= {"peers": {}, "skipped": {}, "summary": [], "rows": []}
     for group in groups_of(arguments.dtypes, arguments.tiers, arguments.threads):
-        if (reason := tiers.why_not(group.tier)) is not None:
+        if (reason := tiers.why_not(group.tier) or too_busy(group, arguments.wait)) is not None:
             console.print(f"{group}: {reason}")
             result["skipped"][str(group)] = reason
             continue
@@ -458,11 +340,44 @@ def measure_all(arguments: argparse.Namespace, console: Console) -> dict[str, An
         result["summary"] += filter(None, (summarize(rows, group, peer) for peer in arguments.peers))
         console.print(rows_table(group, rows, arguments.peers))
         if arguments.json:
-            write_json(arguments.json, result)
+            write_result(arguments.json, result)
     console.print(summary_table(result["summary"]))
     if arguments.json:
-        write_json(arguments.json, result)
+        write_result(arguments.json, result)
     return result
+
+
+def others_cpus(seconds: float = 0.5) -> float:
+    """Return how many CPUs are busy while this process sleeps; 0 where the system does not say."""
+    before = _cpu_times()
+    time.sleep(seconds)
+    idle, everything = (b - a for a, b in zip(before, _cpu_times(), strict=True))
+    return (1 - idle / everything) * (os.cpu_count() or 1) if everything else 0.0
+
+
+def _cpu_times() -> tuple[int, int]:
+    """Idle and all ticks of all CPUs (proc(5), /proc/stat: user nice system idle iowait irq softirq steal)."""
+    try:
+        first = Path("/proc/stat").read_text().split("\n", 1)[0]
+    except OSError:
+        return 0, 0
+    ticks = [int(word) for word in first.split()[1:9]]
+    return ticks[3] + ticks[4], sum(ticks)
+
+
+def too_busy(group: Group, wait: float, others: Callable[[], float] = others_cpus) -> str | None:
+    """Return why a group cannot be measured now; a wait of so many seconds is made for CPUs to become free.
+
+    With fewer free CPUs than threads, what is measured is how libraries wait for a thread that does not run:
+    ratios of a hundred and more, in either direction.
+    """
+    if group.threads == 1:
+        return None
+    end = time.monotonic() + wait
+    while (used := others()) > _FREE:
+        if time.monotonic() >= end:
+            return f"other processes use {used:.1f} CPUs, so {group.threads} threads cannot be compared"
+    return None
 
 
 def _choice(names: Iterable[str], everything: Iterable[str] = ()) -> Callable[[str], list[str]]:
@@ -505,6 +420,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--rounds", type=int, default=11, help="samples of each candidate")
     p.add_argument("--json", type=Path, metavar="FILE", help="write all figures to FILE")
     p.add_argument("--chart", type=Path, metavar="DIR", help="draw rooflines into DIR (needs matplotlib)")
+    help_wait = "seconds to wait for free CPUs before several threads are measured (default 60)"
+    p.add_argument("--wait", type=float, default=60, help=help_wait)
     p.add_argument("--quick", action="store_true", help="a sample of the shapes, few and short rounds")
     return p
 

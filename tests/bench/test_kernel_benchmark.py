@@ -6,6 +6,7 @@ import argparse
 import inspect
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from benchmarks import kernels, roofline, shapes
-from benchmarks.kernels import Effort, Group, Peers, geometric_mean, groups_of, summarize, worst
+from benchmarks import kernel_report, kernels, roofline, shapes
+from benchmarks.kernel_report import Group, geometric_mean, summarize, target_of, worst
+from benchmarks.kernels import Effort, Peers, groups_of
 from benchmarks.peers import blas, process, pytorch
 from benchmarks.shapes import SUITES, Item, items_of, quick
 from vnnigen.bench.problem_string import ConvShape, GemmShape, parse_conv
@@ -104,7 +106,15 @@ def test_command_line_refuses_unknown_names(words: list[str], capsys: pytest.Cap
 
 def test_every_target_is_a_group_that_is_measured() -> None:
     groups = {(g.dtype, g.tier, g.weights) for g in groups_of(kernels.TIERS_OF, None, [1])}
-    assert set(kernels.TARGETS) <= groups
+    assert set(kernel_report.TARGETS) <= groups
+
+
+@pytest.mark.parametrize(("dot", "target"), [(123.0, 1.6), (480.0, None), (None, 1.6)])
+def test_bf16_has_a_target_where_its_instruction_is_slow(
+    dot: float | None, target: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel_report, "peak_for", lambda _tier, steps: dot if "bf16" in steps else 247.0)
+    assert target_of(Group("bf16", "avx512_bf16", "full", 1)) == target
 
 
 # Means
@@ -317,7 +327,7 @@ def a_run(monkeypatch: pytest.MonkeyPatch, path: Path | None) -> dict[str, Any]:
     monkeypatch.setattr(kernels, "measure_row", lambda item, *_: row(1.5, name=item.name, problem=str(item.shape)))
     arguments = argparse.Namespace(
         shapes=["bert", "gemv"], batch=[1], quick=False, rounds=3, threads=[1], dtypes=["int8"],
-        tiers=["avx512_vnni", "amx_int8"], peers=["onednn"], json=path, clock="wall",
+        tiers=["avx512_vnni", "amx_int8"], peers=["onednn"], json=path, clock="wall", wait=0,
     )  # fmt: skip
     return kernels.measure_all(arguments, Console(width=140, quiet=True))
 
@@ -332,15 +342,28 @@ def test_json_holds_everything(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert read["skipped"] == {"int8 on amx_int8, 1 thread": "no tiles"}
     assert read["summary"][0]["geomean"] == pytest.approx(1.5)
     assert read["summary"][0]["met"] is True
-    assert read["rows"] == result["rows"]
+    assert [r["problem"] for r in read["rows"]] == [r["problem"] for r in result["rows"]]
+    assert read["rows"][0]["intensity"] == pytest.approx(result["rows"][0]["intensity"], rel=1e-4)
+    assert len(path.read_text().splitlines()) < len(read["rows"]) + 20
+
+
+def test_several_threads_wait_for_free_cpus() -> None:
+    two, seen = Group("int8", "avx512_vnni", "full", 2), iter([1.5, 1.0, 0.0])
+    assert kernels.too_busy(GROUP, 0, lambda: 9.0) is None
+    assert kernels.too_busy(two, 60, lambda: next(seen)) is None
+    assert "1.5 CPUs" in (kernels.too_busy(two, 0, lambda: 1.5) or "")
+
+
+def test_busy_cpus_are_between_none_and_all() -> None:
+    assert 0 <= kernels.others_cpus(0.05) <= (os.cpu_count() or 1)
 
 
 def test_tables_show_ratios_and_bounds() -> None:
     console = Console(width=160, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
     rows = [row(1.25, name="fast"), row(0.5, "memory", name="thin"), row(None, name="alone")]
     rows.append(kernels.describe(Item("cubes", "none", GemmShape(1, 1, 1)), GROUP) | {"why_not": "no kernel"})
-    console.print(kernels.rows_table(GROUP, rows, ["onednn"]))
-    console.print(kernels.summary_table([summarize(rows, GROUP, "onednn") or {}]))
+    console.print(kernel_report.rows_table(GROUP, rows, ["onednn"]))
+    console.print(kernel_report.summary_table([summarize(rows, GROUP, "onednn") or {}]))
     lines = console.export_text().splitlines()
     fast, thin, alone, none = (next(x for x in lines if f" {name} " in x) for name in ("fast", "thin", "alone", "none"))
     assert "1.25" in fast
@@ -353,7 +376,7 @@ def test_tables_show_ratios_and_bounds() -> None:
 
 def test_chart_is_drawn_as_png_and_svg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    found = list(kernels.charts(a_run(monkeypatch, None)))
+    found = list(kernel_report.charts(a_run(monkeypatch, None)))
     assert [name for name, _ in found] == ["roofline-int8-1"]
     assert found[0][1].peaks == {"vpdpbusd zmm": 1000.0}
     png, svg = roofline.draw(found[0][1], tmp_path / "chart")
