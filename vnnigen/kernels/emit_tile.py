@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from vnnigen.isa.assembler import Assembler, Mem
 from vnnigen.kernels.blocking import Blocking
 from vnnigen.kernels.emit_common import add_const, counted
@@ -69,6 +71,11 @@ class _Loop:
     taps: tuple[int, int]
     ones8: Reg | None
 
+    @property
+    def pair_tail(self) -> bool:
+        """Whether the last dword of a run holds one bf16 only."""
+        return self.code.mac.element == "bf16" and self.code.seg.tail == 1
+
     def step(self, src_disp: int, dword: int, *, tail: bool) -> None:
         """One dword of K for all pixels and vectors; `dword` counts from the weights cursor."""
         a, code = self.a, self.code
@@ -84,6 +91,9 @@ class _Loop:
             ones = a.const(partial)
         for i, disp in enumerate(self.rows):
             a.vbroadcastss(self.source, Mem(self.cur.src, disp + src_disp))
+            if tail and self.pair_tail:
+                # What follows an odd run may be NaN, and 0 * NaN is NaN: the weight's zero is not enough.
+                a.vpandd(self.source, self.source, a.const(np.array([0xFFFF], dtype=np.uint32), align=4).broadcast())
             for j, w in enumerate(operands):
                 self.stream.add(self.acc[i][j], self.source, w)
             if self.sums:
@@ -105,8 +115,8 @@ class _Loop:
         a, seg, cur = self.a, self.code.seg, self.cur
         vb = self.code.tier.vector_bytes
         unroll = self.code.blocking.unroll
-        # The last dword of a run stands alone when its row sum must leave the padding out.
-        special = bool(self.sums) and seg.tail != self.code.mac.k_per_dword
+        # The last dword of a run stands alone when its row sum, or its pair of bf16, must leave the padding out.
+        special = self.pair_tail or (bool(self.sums) and seg.tail != self.code.mac.k_per_dword)
         turns = (seg.dwords - special) // unroll
         if turns == 1:
             turns = 0
