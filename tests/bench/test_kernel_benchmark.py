@@ -198,6 +198,13 @@ class FakeJob:
         FakePeer.dropped += 1
 
 
+class Halved(FakeJob):
+    """Twice as fast."""
+
+    def sample(self, calls: int) -> int:
+        return 25_000 * calls
+
+
 class FakePeer:
     version = "1.2"
     started: list[tuple[str, int]]
@@ -310,6 +317,34 @@ def test_a_row_compares_with_its_peers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert peer["gops"] == pytest.approx(found["ops"] / peer["ms_median"] * 1e-6)
     assert peer["ratio"] > 1
     assert FakePeer.dropped == 1
+
+
+def test_several_threads_are_sampled_awake() -> None:
+    calls: list[int] = []
+
+    class Counting(FakeJob):
+        def sample(self, calls_: int) -> int:
+            calls.append(calls_)
+            return 7 * calls_
+
+    assert kernels.Awake(Counting(), warm_up=1e-4, settle=0).sample(5) == 35
+    assert len(calls) >= 2
+    assert set(calls) == {5}
+
+
+@pytest.mark.usefixtures("fake")
+def test_ratios_of_turns_of_several_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "our_kernel", lambda *_: kernels.Ours(lambda: None, Explanation("g", "x", "", (), ())))
+    monkeypatch.setattr(kernels, "InProcess", lambda _run: Halved())
+    monkeypatch.setattr(kernels, "Awake", lambda job: job)
+    monkeypatch.setattr(kernels, "read_bandwidth", lambda *_: 100.0)
+    monkeypatch.setattr(kernels, "peak_for", lambda *_: 1e5)
+    with Peers(["onednn"]) as peers:
+        item = Item("cubes", "x", GemmShape(64, 64, 64))
+        found = kernels.measure_row(item, Group("int8", "avx512", "safe", 2), peers, Effort(3, 1e-3))
+    assert found["peers"]["onednn"]["ratio"] == pytest.approx(2, rel=0.3)
+    assert found["ours"]["ms_median"] == pytest.approx(25e-3, rel=0.3)
+    assert found["ours"]["pct_peak"] == pytest.approx(100 * found["ours"]["gops"] / 1e5)
 
 
 def test_the_processors_time_is_for_one_thread() -> None:
