@@ -14,7 +14,8 @@ from vnnigen.isa import tiers
 from vnnigen.isa.assembler import Arg, Assembler, Code, Mem
 from vnnigen.isa.emulator import Emulator
 from vnnigen.isa.memory import Memory
-from vnnigen.kernels.emit_epilogue import Tile, emit_epilogue, epilogue_registers
+from vnnigen.kernels.emit_epilogue import emit_epilogue, epilogue_registers
+from vnnigen.kernels.emit_store import Tile
 from vnnigen.kernels.epilogue import Epilogue, EpilogueSpec
 from vnnigen.kernels.layout import ARG_CONSTS, ARG_DST, ARG_SLOTS, ARG_SRC, ARG_TENSORS, ConstLayout
 from vnnigen.kernels.mac import TIER_CODE

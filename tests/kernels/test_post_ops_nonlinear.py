@@ -22,7 +22,8 @@ from vnnigen.isa.tiers import why_not
 from vnnigen.kernels.approx import MEANINGS, PROGRAMS, Bits, Program, Scalar, Var, const, evaluate
 from vnnigen.kernels.bf16 import round_to_bf16
 from vnnigen.kernels.emit_approx import emit, lower, lowered
-from vnnigen.kernels.emit_epilogue import EPILOGUE_TEMPS, STEP_EMIT, epilogue_registers, splat
+from vnnigen.kernels.emit_epilogue import EPILOGUE_TEMPS, STEP_EMIT, epilogue_registers
+from vnnigen.kernels.emit_store import splat
 from vnnigen.kernels.epilogue import EpilogueSpec, StepSpec, fold, reference_epilogue
 from vnnigen.kernels.mac import TIER_CODE
 from vnnigen.kernels.post_ops import CHANNEL_KINDS, STEP_SCALARS, TENSOR_KINDS

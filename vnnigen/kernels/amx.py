@@ -19,7 +19,8 @@ from vnnigen.isa.assembler import Code, Mem
 from vnnigen.kernels.blocking import TILES, Blocking, grid, other_grids
 from vnnigen.kernels.emit_common import add_const, counted
 from vnnigen.kernels.emit_copy import scratch_rows
-from vnnigen.kernels.emit_epilogue import Tile, emit_epilogue, epilogue_registers
+from vnnigen.kernels.emit_epilogue import emit_epilogue, epilogue_registers
+from vnnigen.kernels.emit_store import Tile
 from vnnigen.kernels.epilogue import Epilogue
 from vnnigen.kernels.geometry import Geometry, Segments
 from vnnigen.kernels.mac import AMX, TierCode

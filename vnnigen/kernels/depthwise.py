@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from vnnigen.errors import ShapeError
 from vnnigen.isa.assembler import Code, Mem
 from vnnigen.kernels.blocking import TILES, Blocking, grid, other_grids
-from vnnigen.kernels.emit_epilogue import Tile, emit_epilogue, epilogue_registers
+from vnnigen.kernels.emit_epilogue import emit_epilogue, epilogue_registers
+from vnnigen.kernels.emit_store import Tile
 from vnnigen.kernels.emit_tile import tile_offsets
 from vnnigen.kernels.epilogue import Epilogue, EpilogueSpec
 from vnnigen.kernels.geometry import Geometry

@@ -10,7 +10,8 @@ import numpy as np
 from vnnigen.isa.assembler import Assembler, Mem
 from vnnigen.kernels.blocking import Blocking
 from vnnigen.kernels.emit_common import add_const, counted
-from vnnigen.kernels.emit_epilogue import Tile, emit_epilogue
+from vnnigen.kernels.emit_epilogue import emit_epilogue
+from vnnigen.kernels.emit_store import Tile
 from vnnigen.kernels.epilogue import EpilogueSpec
 from vnnigen.kernels.geometry import Segments
 from vnnigen.kernels.layout import ConstLayout

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vnnigen.errors import QuantizationError, ShapeError
-from vnnigen.kernels.emit_epilogue import STEP_EMIT, Tile
+from vnnigen.kernels.emit_epilogue import STEP_EMIT
+from vnnigen.kernels.emit_store import Tile
 from vnnigen.kernels.epilogue import FLOATS, Epilogue, StepSpec, fold, reference_epilogue
 from vnnigen.kernels.layout import ConstLayout
 from vnnigen.kernels.packing import aligned, fill_constants

@@ -16,7 +16,8 @@ from vnnigen.kernels.element.common import SIZE, load_lanes, load_some, store_so
 from vnnigen.kernels.element.pooling import PoolProblem, PoolTables, lowest
 from vnnigen.kernels.element.shuffles import lanes_4x4
 from vnnigen.kernels.emit_common import set_mask
-from vnnigen.kernels.emit_epilogue import Tile, emit_epilogue, epilogue_registers
+from vnnigen.kernels.emit_epilogue import emit_epilogue, epilogue_registers
+from vnnigen.kernels.emit_store import Tile
 from vnnigen.kernels.epilogue import EpilogueSpec
 from vnnigen.kernels.layout import ARG_DST, ConstLayout
 from vnnigen.kernels.mac import TierCode

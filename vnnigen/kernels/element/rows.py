@@ -25,7 +25,8 @@ from vnnigen.kernels.element.common import (
     store_some,
 )
 from vnnigen.kernels.emit_common import add_const, counted, set_mask
-from vnnigen.kernels.emit_epilogue import Tile, emit_epilogue, epilogue_registers
+from vnnigen.kernels.emit_epilogue import emit_epilogue, epilogue_registers
+from vnnigen.kernels.emit_store import Tile
 from vnnigen.kernels.epilogue import EpilogueSpec
 from vnnigen.kernels.layout import ARG_CONSTS, ARG_DST, ConstLayout
 from vnnigen.kernels.mac import TierCode
