@@ -6,6 +6,7 @@ of the parallel grid computes, from source rows that fit the L2 cache.  Chunk: `
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -17,6 +18,12 @@ from vnnigen.kernels.mac import Mac, TierCode
 STRIP_BYTES = 256 << 10
 #: Bytes of a column block's weights that stay in the L1 cache beside the source rows.
 L1_BLOCK = 32 << 10
+#: Bytes of a column block's weights that stay in the L2 cache beside a tile's source rows.
+L2_BLOCK = 640 << 10
+#: Bytes of source of a strip where weights stream from beyond the L2 cache.
+HIGH_STRIP_BYTES = 8 << 20
+#: What a tile costs whose rows drive each other out of the L1 cache.
+ALIASED = 1.3
 #: Grid steps wanted when there is work enough; two to eight threads balance on this many.
 TARGET_STEPS = 16
 #: Work below which splitting costs more than it gives (multiply-accumulates of one grid step).
@@ -97,7 +104,8 @@ class CostModel:
         # Loads that hide behind the multiplies still take issue slots; those that are a multiply's operand fewer.
         step += (mr + resident + from_memory / 4) * LOAD_ISSUE
         if self.kd * nr * vector > L1_BLOCK or mr == self.pixels:
-            step += nr * vector / 256  # weights that come from L2 for every tile are not always there in time
+            # Weights that come from L2 for every tile are not always there in time, those from beyond it never.
+            step += nr * vector / (64 if self.kd * nr * vector > L2_BLOCK else 256)
         # A tile's end overlaps the next one's multiplies only as far as the reorder buffer reaches.
         acc = mr * nr
         return self.kd * step + TILE_START + acc * (ACC_END + acc * ACC_WAIT)
@@ -133,6 +141,17 @@ class _Scored:
     resident: int
 
 
+def aliased_rows(g: Geometry, mac: Mac) -> int:
+    """Rows of a tile whose lines an L1 cache of 64 sets and 8 ways holds, given how far apart the rows are.
+
+    Rows a multiple of 4096 bytes apart all share one set. Copied rows are laid out to avoid that.
+    """
+    pitch = g.ic * mac.element_bytes
+    if needs_copy(g, mac) or pitch % 64:
+        return 1 << 30
+    return 8 * 64 // math.gcd(pitch // 64, 64)
+
+
 def _ranked_tiles(g: Geometry, tier: TierCode, mac: Mac, need: Registers) -> list[_Scored]:
     """All register tiles that fit, best first."""
     panels = -(-g.n // tier.lanes)
@@ -143,6 +162,8 @@ def _ranked_tiles(g: Geometry, tier: TierCode, mac: Mac, need: Registers) -> lis
         tile = _tile(g, mr)
         if tile[0] * tile[1] == mr:  # otherwise the tile comes up again with its own mr
             cost = model.problem(g.oh, g.ow, panels, tile, nr, resident)
+            if mr > aliased_rows(g, mac):
+                cost *= ALIASED
             scored.append(_Scored(cost, tile, nr, resident))
     if not scored:
         raise ShapeError(f"no register tile fits tier {tier.name} with {need.epilogue} epilogue registers")
@@ -198,7 +219,10 @@ def grid(
     """
     row_bytes = g.padded_w * g.ic * mac.element_bytes * g.sh
     halo = g.strip_rows(1) * g.padded_w * g.ic * mac.element_bytes
-    fit = max(1, (STRIP_BYTES - halo) // max(1, row_bytes) + 1)
+    # Where every strip streams weights that no L2 cache holds, fewer and higher strips matter more than a source that
+    # stays in L2: a tile reads its rows once for all of a block's columns.
+    room = HIGH_STRIP_BYTES if weights > 2 * STRIP_BYTES and not copy else STRIP_BYTES
+    fit = max(1, (room - halo) // max(1, row_bytes) + 1)
     rows = -(-g.oh // th) * th if fit >= g.oh else max(th, fit // th * th)
     wanted = max(1, min(TARGET_STEPS, macs // MIN_STEP_MACS))
     by_rows = -(-wanted // (g.images * _column_cuts(g, weights, blocks, copy, wanted)))
