@@ -1,4 +1,4 @@
-"""Imports point one way (DESIGN): a module that reaches back is a mistake in where something belongs."""
+"""Imports point one way (CONTRIBUTING.md): a module that reaches back is a mistake in where something belongs."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The epilogue's code: accumulators to outputs, in registers.
 
 `STEP_EMIT` holds one emitter per step kind, each the twin of the function of the same kind in
-`epilogue.STEP_REFERENCE`; a new post-op adds one entry to both tables.
+`post_ops.STEP_REFERENCE`; a new kind of step adds one entry to both tables.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The multiply-accumulates: what one 32-bit step along K is on each tier.
 
-Every GEMM and convolution kernel here walks K one *dword* at a time: a dword of the source row (four bytes, two
-16-bit words or one f32) is broadcast to all lanes and multiplied with a vector of packed weights holding the same
-K elements for one output column per lane.  A tier differs from another only in the instructions of that step, so
-this table is the only place that changes when a tier is added.
+Every GEMM and convolution kernel but those on tiles walks K one *dword* at a time: a dword of the source row (four
+bytes, two 16-bit words or one f32) is broadcast to all lanes and multiplied with a vector of packed weights holding the
+same K elements for one output column per lane.  Tiers differ in the instructions of that step, in the width of vectors
+and in having masks, all of which this module says; CONTRIBUTING.md lists what a new tier needs.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ def safe_columns(k: Array) -> NDArray[np.bool_]:
     """Which columns of [groups, columns, K] never saturate VPMADDUBSW, whatever the u8 source holds.
 
     The instruction adds neighbouring products in s16; the extremes of the sum are taken by x = 255 on all weights of
-    one sign (DESIGN: "The fallback without VNNI is exact").
+    one sign (docs/numerics.md, "Why u8 times s8 is delicate without VNNI").
     """
     pairs = np.asarray(k, dtype=np.int32).reshape(*k.shape[:2], -1, 2)
     high = 255 * np.maximum(pairs, 0).sum(axis=3)

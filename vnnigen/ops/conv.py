@@ -1,4 +1,4 @@
-"""Convolution: `conv_int8` and `conv_f32`, and the handles that pack weights once."""
+"""Convolution: `conv_int8` and `conv_f32` (bf16 is in `ops.bf16`), and the handles that pack weights once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vnnigen.ops.operator import Operator, Plan, Quantization, as_post_ops, chec
 
 
 class _Conv(Operator):
-    """What int8 and f32 convolutions share."""
+    """What convolutions of all types share."""
 
     _op = "conv"
 

@@ -20,7 +20,7 @@ from vnnigen.ops.operator import Operator, Plan, as_post_ops, make_quantization
 
 
 class _Gemm(Operator):
-    """What int8 and f32 GEMM share. Weights are kept as [n, k, 1, 1]."""
+    """What GEMM of all types shares. Weights are kept as [n, k, 1, 1]."""
 
     _op = "gemm"
     names = ("a", "b")

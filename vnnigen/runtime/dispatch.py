@@ -67,7 +67,7 @@ def _strategy_why_not(w: Weights, family: Family, strategy: str) -> str | None:
         return None if family.name == STRATEGIES[strategy] else f"strategy={strategy} was asked for"
     if family.name != "dot":
         return None
-    # VDPBF16PS starts once in two cycles on some cores (DESIGN, measured facts), and then f32 FMA is faster.
+    # VDPBF16PS starts once in two cycles on some cores, and then f32 FMA is faster.
     dot, fma = peak_for("avx512_bf16", {"bf16": 1.0}), peak_for("avx512", {"fma": 1.0})
     if dot is not None and fma is not None and dot < fma:
         return f"VDPBF16PS was measured at {dot:.0f} GOP/s here, VFMADD231PS at {fma:.0f}: widening to f32 is faster"
