@@ -15,7 +15,7 @@ from functools import cache
 
 import numpy as np
 
-from vnnigen.isa.assembler import Arg, Assembler, Code, Mem, Vec
+from vnnigen.isa.assembler import GPR, Arg, Assembler, Code, Mem, Tile, Vec
 from vnnigen.isa.features import features
 from vnnigen.isa.tiers import TIERS
 from vnnigen.runtime import codemem, native
@@ -31,11 +31,11 @@ _STEPS_PER_TURN = 96
 class Operands:
     """Registers of one multiply step; `temp` carries a chain's value from one instruction to the next."""
 
-    acc: Vec
-    temp: Vec
-    src: Vec
-    weights: Vec
-    ones: Vec
+    acc: Vec | Tile
+    temp: Vec | Tile
+    src: Vec | Tile
+    weights: Vec | Tile
+    ones: Vec | Tile
 
 
 #: Emits one instruction of a multiply step.
@@ -59,7 +59,7 @@ class Loop:
     @property
     def name(self) -> str:
         """The instructions and the register they work on, such as `vpdpbusd zmm`."""
-        return f"{self.label} {'xyz'[self.bits // 256]}mm"
+        return f"{self.label} {'t' if self.bits == TILE_BITS else 'xyz'[self.bits // 256]}mm"
 
     @property
     def ops_per_turn(self) -> int:
@@ -76,6 +76,13 @@ class Peak:
     why_not: str | None = None
 
 
+#: A whole tile: 16 rows of 64 bytes.
+TILE_BITS = 16 * 64 * 8
+#: LDTILECFG's operand for eight whole tiles: palette 1, 64 bytes a row, 16 rows.
+TILE_CONFIG = bytes([1] + [0] * 15 + [64, 0] * 8 + [0] * 16 + [16] * 8 + [0] * 8)
+
+_TDPBUSD: tuple[Phase, ...] = (lambda a, r: a.tdpbusd(r.acc, r.src, r.weights),)
+_TDPBF16PS: tuple[Phase, ...] = (lambda a, r: a.tdpbf16ps(r.acc, r.src, r.weights),)
 _FMA: tuple[Phase, ...] = (lambda a, r: a.vfmadd231ps(r.acc, r.src, r.weights),)
 _VNNI: tuple[Phase, ...] = (lambda a, r: a.vpdpbusd(r.acc, r.src, r.weights),)
 _BF16: tuple[Phase, ...] = (lambda a, r: a.vdpbf16ps(r.acc, r.src, r.weights),)
@@ -100,10 +107,9 @@ LOOPS: tuple[Loop, ...] = (
     Loop("exact", "vpmaddwd+vpaddd", "avx2", 256, 4, _EXACT),
     Loop("exact", "vpmaddwd+vpaddd", "avx512", 512, 4, _EXACT),
     Loop("bf16", "vdpbf16ps", "avx512_bf16", 512, 4, _BF16),
+    Loop("amx", "tdpbusd", "amx_int8", TILE_BITS, 128, _TDPBUSD),
+    Loop("amx", "tdpbf16ps", "amx_bf16", TILE_BITS, 64, _TDPBF16PS),
 )
-
-#: Tile instructions, for which there is no loop yet, with the feature that has them.
-NOT_GENERATED = {"tdpbusd tmm": "amx_int8", "tdpbf16ps tmm": "amx_bf16"}
 
 _TIERS = {tier.name: tier for tier in TIERS}
 #: One measurement at a time: two at once would measure each other.
@@ -116,21 +122,23 @@ def measure_peaks(threads: int = 1) -> dict[str, Peak]:
     Takes about 50 ms for each instruction the first time, then answers from a cache.
     """
     peaks = [_peak(loop, threads) for loop in LOOPS]
-    for name, feature in NOT_GENERATED.items():
-        peaks.append(Peak(name, None, "not generated yet" if feature in features() else _lacks({feature})))
     return {peak.name: peak for peak in peaks}
 
 
 def peak_for(tier: str, steps: Mapping[str, float], threads: int = 1) -> float | None:
     """GOP/s that a kernel of `tier` cannot exceed, or None where no such loop can run.
 
-    `steps` maps the kernel's multiply steps ("fma", "vnni", "fast", "exact", "bf16") to their shares of the
+    `steps` maps the kernel's multiply steps ("fma", "vnni", "fast", "exact", "bf16", "amx") to their shares of the
     work, in any unit; a kernel that mixes them has the weighted harmonic mean of their peaks.
     """
     bits = _TIERS[tier].vector_bits
+
+    def fits(loop: Loop) -> bool:
+        return loop.tier == tier if loop.bits == TILE_BITS else loop.bits == bits
+
     seconds_per_gop = 0.0
     for step, share in steps.items():
-        gops = next((_peak(x, threads).gops for x in LOOPS if (x.step, x.bits) == (step, bits)), None)
+        gops = next((_peak(x, threads).gops for x in LOOPS if x.step == step and fits(x)), None)
         if gops is None:
             return None
         seconds_per_gop += share / gops
@@ -147,6 +155,8 @@ def build(loop: Loop) -> Code:
     )
     turns = a.gpr("turns")
     a.mov(turns, Mem(a.load_argument("params")))
+    if loop.bits == TILE_BITS:
+        return _build_tiles(a, loop, turns)
     src, weights, ones = (_load(a, loop.bits, name, data) for name, data in _operands(loop.step))
     # Ten independent accumulators cover a latency of 5 at two a cycle. Chains need as many temporaries, since
     # running each phase over the whole group is up to 10 % faster than finishing one step after the other.
@@ -162,6 +172,27 @@ def build(loop: Loop) -> Code:
             for phase in loop.phases:
                 for r in group:
                     phase(a, r)
+    a.ret()
+    return a.finalize().encode()
+
+
+def _build_tiles(a: Assembler, loop: Loop, turns: GPR) -> Code:
+    """The rest of a tile loop: 2 x 2 accumulators, as kernels have them; every row of an operand is the same."""
+    zero, at = a.gpr("zero"), a.gpr("row")
+    a.mov(zero, 0)
+    acc = [a.tile(f"acc{i}") for i in range(4)]
+    for tile in acc:
+        a.tilezero(tile)
+    operands = {}
+    for name, data in _operands("bf16" if "bf16" in loop.label else loop.step)[:2]:
+        operands[name] = [a.tile(f"{name}{i}") for i in range(2)]
+        a.lea(at, a.const(data))
+        for tile in operands[name]:
+            a.tileloadd(tile, Mem(at, index=zero))
+    with a.loop(turns):
+        for i in range(_STEPS_PER_TURN):
+            src, weights = operands["src"][i // 2 % 2], operands["weights"][i % 2]
+            loop.phases[0](a, Operands(acc[i % 4], src, src, weights, src))
     a.ret()
     return a.finalize().encode()
 
@@ -209,6 +240,8 @@ def _measure(loop: Loop, threads: int) -> Peak:
     # More units than threads, so that a thread that starts late does less of them.
     units = 1 if threads == 1 else 8 * threads
     kernel.launch[0].count = units
+    config = native.ffi.from_buffer(TILE_CONFIG)
+    kernel.launch[0].tile_config = config if loop.bits == TILE_BITS else native.ffi.NULL
 
     def seconds(turns: int) -> float:
         kernel.args[0] = turns
