@@ -36,7 +36,7 @@ class KernelReport:
         copy = f"copied to scratch ({self.scratch_bytes} bytes)" if b["copy"] else "read in place"
         return [
             f"kernel    {self.name}",
-            f"  columns   {self.columns[0]}..{self.columns[1] - 1}, {_CHAINS[self.chain]}",
+            f"  columns   {self.columns[0]}..{self.columns[1] - 1}, {CHAINS[self.chain]}",
             f"  blocking  {_in_words(b)}, {self.grid_steps} steps",
             f"  chosen    {self.tuning.source}",
             *(f"    {s * 1e6:10.1f} us  {_in_words(asdict(m))}" for m, s in self.tuning.measured),
@@ -52,11 +52,14 @@ def _in_words(b: dict[str, Any]) -> str:
     return f"{tile}, strip {b['strip']} rows, chunk {b['chunk']} column blocks"
 
 
-_CHAINS = {
+#: Multiply steps in words.
+CHAINS = {
     "vnni": "VPDPBUSD",
     "fast": "fast chain VPMADDUBSW+VPMADDWD+VPADDD (weights are chain-safe)",
     "exact": "exact chain VPMADDWD+VPADDD on 16-bit words",
     "fma": "VFMADD231PS",
+    "bf16": "VDPBF16PS",
+    "amx": "tile products",
 }
 
 

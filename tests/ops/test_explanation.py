@@ -1,0 +1,31 @@
+"""What `explain` prints, for every way to multiply."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import vnnigen as v
+from vnnigen.kernels.mac import AMX, MACS
+from vnnigen.ops.explanation import CHAINS
+
+
+def test_every_multiply_step_has_words() -> None:
+    assert set(CHAINS) == set(MACS) | {mac.name for mac in AMX.values()}
+
+
+@pytest.mark.parametrize("isa", [t for t in v.tiers() if not t.startswith("amx")])
+@pytest.mark.parametrize("kind", ["int8", "bf16", "f32"])
+def test_explanations_print(kind: str, isa: str) -> None:
+    b = np.ones((16, 8), np.int8 if kind == "int8" else np.float32)
+    make = {"int8": lambda: v.GemmInt8(b, out_dtype=np.int32, isa=isa), "bf16": lambda: v.GemmBf16(b, isa=isa),
+            "f32": lambda: v.GemmF32(b, isa=isa)}[kind]  # fmt: skip
+    try:
+        op = make()
+    except v.ISAError as error:
+        assert "not implemented here" in str(error)
+        return
+    text = str(op.explain((4, 16), np.uint8 if kind == "int8" else None))
+    assert isa in text
+    assert "candidates" in text
+    assert "taken" in text
