@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 import vnnigen as v
@@ -17,7 +18,9 @@ from vnnigen.kernels.problem import ConvProblem
 TIERS = ("avx512_vnni", "avx512", "avx_vnni", "avx2")
 """All tiers with generated kernels, whether this machine has them or not."""
 
-NUMPY = {"u8": np.uint8, "s8": np.int8, "s32": np.int32, "f32": np.float32}
+NUMPY: dict[str, Any] = {
+    "u8": np.uint8, "s8": np.int8, "s32": np.int32, "f32": np.float32, "bf16": ml_dtypes.bfloat16,
+}  # fmt: skip
 PostOps = Callable[[], tuple[v.PostOp, ...]]
 
 
@@ -30,7 +33,8 @@ class Case:
     """A convolution, or a GEMM where `x` has two dimensions (then `w` is (n, k)).
 
     `weights`: "safe" ones suit the fast chain, "full" ones span s8, "mixed" ones are safe in every other 64
-    columns. `bias`: None, "s32" or "f32". `sums` are the types of the Sum post-ops' tensors.
+    columns; for bf16, "small" ones are integers, as is the source then, whose sums are exact in any order.
+    `bias`: None, "s32" or "f32". `sums` are the types of the Sum and Binary post-ops' tensors.
     """
 
     x: tuple[int, ...]
@@ -69,6 +73,8 @@ class Case:
         rng = self.rng
         if self.src == "f32":
             return rng.standard_normal(self.w).astype(np.float32)
+        if self.src == "bf16":
+            return random_array(rng, self.w, self.weights if self.weights == "small" else "bf16")
         w = rng.integers(-128, 128, self.w)
         if self.weights == "safe":
             w = rng.integers(-64, 65, self.w)
@@ -76,11 +82,12 @@ class Case:
             w[(np.arange(len(w)) // 64) % 2 == 0] //= 2
         return w.astype(np.int8)
 
-    def operator(self, isa: str | None) -> v.Operator:
+    def operator(self, isa: str | None, **more: Any) -> v.Operator:
+        """The operator on a tier; `more` are arguments of its class."""
         rng = self.rng
         w = self.weight_values()
         n = self.w[0]
-        arguments: dict[str, Any] = {"post_ops": self.post_ops(), "isa": isa}
+        arguments: dict[str, Any] = {"post_ops": self.post_ops(), "isa": isa, **more}
         bias = None
         if self.bias is not None:
             bias = rng.integers(-3000, 3000, n).astype(np.int32) if self.bias == "s32" else rng.standard_normal(n)
@@ -89,6 +96,9 @@ class Case:
             arguments |= {
                 "stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups,
             }  # fmt: skip
+        if self.src == "bf16":
+            bf16 = v.GemmBf16 if self.is_gemm else v.Conv2dBf16
+            return bf16(w.T if self.is_gemm else w, bias, out_dtype=NUMPY[self.out], **arguments)
         if self.src == "f32":
             make = v.GemmF32 if self.is_gemm else v.Conv2dF32
             return make(w.T if self.is_gemm else w, bias, **arguments)
@@ -106,7 +116,8 @@ class Case:
         return make(w.T if self.is_gemm else w, bias, **arguments)
 
     def source(self) -> np.ndarray[Any, Any]:
-        return random_array(self.rng, self.x, self.src)
+        small = self.src == "bf16" and self.weights == "small"
+        return random_array(self.rng, self.x, "small" if small else self.src)
 
     def tensors(self, y_shape: Sequence[int]) -> tuple[np.ndarray[Any, Any], ...]:
         return tuple(random_array(self.rng, tuple(y_shape), t) for t in self.sums)
@@ -116,6 +127,10 @@ def random_array(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -
     """Uniform over the whole of a byte type; moderate numbers otherwise."""
     if dtype == "f32":
         return rng.standard_normal(shape).astype(np.float32) * np.float32(8)
+    if dtype == "bf16":
+        return rng.standard_normal(shape).astype(np.float32).astype(NUMPY["bf16"])
+    if dtype == "small":
+        return rng.integers(-8, 9, shape).astype(np.float32).astype(NUMPY["bf16"])
     low, high = {"u8": (0, 256), "s8": (-128, 128), "s32": (-300, 300)}[dtype]
     return rng.integers(low, high, shape).astype(NUMPY[dtype])
 
@@ -129,7 +144,7 @@ def assert_same_bits(got: np.ndarray[Any, Any], want: np.ndarray[Any, Any], what
     """Equal bit for bit, with NaNs and signed zeros told apart."""
     assert got.dtype == want.dtype
     assert got.shape == want.shape
-    bits = np.uint8 if got.itemsize == 1 else np.uint32
+    bits = {1: np.uint8, 2: np.uint16, 4: np.uint32}[got.itemsize]
     wrong = got.view(bits) != want.view(bits)
     if wrong.any():
         at = np.argwhere(wrong)
@@ -224,8 +239,35 @@ def f32_in_order(case: Case, x: Any, w: Any) -> np.ndarray[Any, Any]:
     return acc.reshape(p.n * p.oh * p.ow, p.oc) if case.is_gemm else acc.reshape(p.y_shape)
 
 
+def float64_sums(case: Case, x: Any, w: Any) -> np.ndarray[Any, Any]:
+    """Accumulators in float64, which products of bf16 and moderate sums of them fit exactly."""
+    x, w = x.astype(np.float64), w.astype(np.float64)
+    if case.is_gemm:
+        return x @ w.T  # type: ignore[no-any-return]
+    p = ConvProblem.from_arguments(
+        x.shape, w.shape, stride=case.stride, padding=case.padding, dilation=case.dilation, groups=case.groups,
+        src="bf16", dst="f32",
+    )  # fmt: skip
+    padded = np.pad(x, ((0, 0), *p.pad, (0, 0)))
+    acc = np.zeros((p.n, p.oh, p.ow, p.groups, p.ocg))
+    weights = w.reshape(p.groups, p.ocg, p.icg, p.kh, p.kw)
+    for i in range(p.kh):
+        rows = slice(i * p.dilation[0], i * p.dilation[0] + (p.oh - 1) * p.stride[0] + 1, p.stride[0])
+        for j in range(p.kw):
+            cols = slice(j * p.dilation[1], j * p.dilation[1] + (p.ow - 1) * p.stride[1] + 1, p.stride[1])
+            values = padded[:, rows, cols].reshape(p.n, p.oh, p.ow, p.groups, p.icg)
+            acc += np.einsum("nhwgi,goi->nhwgo", values, weights[..., i, j])
+    return acc.reshape(p.y_shape)
+
+
 def expected(case: Case, op: v.Operator, x: Any, tensors: Sequence[Any]) -> np.ndarray[Any, Any]:
-    """What every generated kernel must compute, bit for bit; `op` is of the reference tier."""
+    """What every generated kernel must compute, bit for bit; `op` is of the reference tier.
+
+    bf16 sums have an error bound instead, but those of "small" integers are exact.
+    """
+    if case.src == "bf16":
+        acc = float64_sums(case, x, case.weight_values()) + 0.0  # sums start at +0: none is -0
+        return reference_epilogue(acc.astype(np.float32), op._prepare("bf16").epilogue, tensors)
     if case.src != "f32":
         return op(x, tensors=tensors)
     return reference_epilogue(

@@ -35,10 +35,14 @@ class Lowered:
     y_shape: tuple[int, ...]
 
 
-def lower(op: v.Operator, x_shape: tuple[int, ...], src: Any, tier: str) -> Lowered:
-    """Pack and generate for `tier`, without asking whether this machine has it. `op` is of the reference tier."""
+def lower(op: v.Operator, x_shape: tuple[int, ...], src: Any, tier: str, family_name: str | None = None) -> Lowered:
+    """Pack and generate for `tier`, without asking whether this machine has it. `op` is of the reference tier.
+
+    The kernel family is the named one, or the first that does not object.
+    """
     weights, code = op._weights, TIER_CODE[tier]
-    family = next(f for f in FAMILIES if f.why_not(weights, code) is None)
+    fit = [f for f in FAMILIES if f.why_not(weights, code) is None]
+    family = next(f for f in fit if family_name in (None, f.name))
     packed = family.pack(op._op, weights, code, src, op._q.x_zp, op._prepare(src).epilogue)
     problem = op._problem(x_shape, src)
     keys = packed.keys_for(op._geometry(problem))
@@ -93,13 +97,13 @@ def emulate(
     return Emulated(mem.array("out"), tuple(stats))
 
 
-def check_emulated(case: Case, tier: str, *, in_place: bool = False) -> Lowered:
+def check_emulated(case: Case, tier: str, *, in_place: bool = False, family: str | None = None) -> Lowered:
     """Run a case on the emulator and compare it bit for bit with what must come out."""
     op = case.operator("reference")
     x = case.source()
     tensors = case.tensors(out_shape(op, case))
     want = expected(case, op, x, tensors)
-    low = lower(op, case.x, case.src, tier)
+    low = lower(op, case.x, case.src, tier, family)
     got = emulate(low, x, want.dtype, tensors, skew=case.seed % 5, in_place=in_place).y
     assert_same_bits(got, want, (case, tier, [key.name for key in low.keys]))
     return low
