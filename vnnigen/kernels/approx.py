@@ -231,6 +231,12 @@ def _hardswish(p: Program) -> None:
     p.mul(p.mul(p.min(6.0, p.add(u, 3.0)), 1 / 6), u)
 
 
+def _exp_minus(p: Program) -> None:
+    """exp(-v) for v >= 0; zero from v = 88 on."""
+    r, h, power = _reduce(p, p.min(88.0, V))
+    p.mul(p.fma(r, h, 1.0), power)
+
+
 def _traced(write: Callable[[Program], None]) -> Program:
     program = Program()
     write(program)
@@ -246,3 +252,5 @@ PROGRAMS: dict[str, Program] = {
     "gelu_tanh": _traced(_gelu_tanh),
     "hardswish": _traced(_hardswish),
 }
+#: exp(-v) for v >= 0, which softmax needs; no step kind.
+EXP_MINUS = _traced(_exp_minus)

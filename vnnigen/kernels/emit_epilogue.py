@@ -19,7 +19,7 @@ from vnnigen.kernels.emit_store import Tile, splat, store_dwords, store_packed, 
 from vnnigen.kernels.epilogue import FLOATS, EpilogueSpec, StepSpec
 from vnnigen.kernels.layout import ARG_DST, ARG_TENSORS
 from vnnigen.kernels.mac import TierCode
-from vnnigen.kernels.post_ops import CHANNEL_KINDS, TENSOR_KINDS
+from vnnigen.kernels.post_ops import CHANNEL_KINDS, S32_TOP, TENSOR_KINDS
 
 Reg = Any
 OUT_BYTES = {"u8": 1, "s8": 1, "bf16": 2, "s32": 4, "f32": 4}
@@ -181,6 +181,17 @@ def _emit_leaky(t: Tile, _step: StepSpec, at: int, _tensor: int) -> None:
                 a.vblendvps(v, v, scaled, v)
 
 
+def _emit_to_s32(t: Tile, _step: StepSpec, _at: int, _tensor: int) -> None:
+    """VCVTPS2DQ makes INT_MIN of NaN and of all that does not fit; only the upper end needs a bound before it."""
+    a = t.a
+    with a.scope():
+        top = t.temp("top")
+        a.vbroadcastss(top, a.const(S32_TOP, align=4))
+        for i, j in t.cells():
+            a.vminps(t.acc[i][j], top, t.acc[i][j])
+            a.vcvtps2dq(t.acc[i][j], t.acc[i][j])
+
+
 #: Arguments: the tile, the step, its first scalar, and which tensor argument or vector of constants is its own.
 STEP_EMIT: dict[str, StepEmit] = {
     **dict.fromkeys(TENSOR_EMIT, _emit_tensor),
@@ -193,6 +204,7 @@ STEP_EMIT: dict[str, StepEmit] = {
     "max": _emit_bound("vmaxps"),
     "min": _emit_bound("vminps"),
     "leaky": _emit_leaky,
+    "to_s32": _emit_to_s32,
 }
 
 

@@ -58,7 +58,7 @@ class NestKey:
         usual = {"int8": "vnni", "bf16": "bf16"}
         main = "amx" if self.tier.tiles else usual.get("bf16" if self.g.src == "bf16" else "int8")
         chain = "" if self.mac.name == main or self.g.src == "f32" else f"-{self.mac.name}"
-        types = self.g.src if self.spec.out == weights else f"{self.g.src}{weights}{self.spec.out}"
+        types = self.g.src if self.g.src == weights == self.spec.out else f"{self.g.src}{weights}{self.spec.out}"
         return f"{self.op}-{types}-{b.mr}x{b.nr * self.tier.lanes}-{self.tier.name}{chain}"
 
     @property

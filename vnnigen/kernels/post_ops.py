@@ -349,7 +349,7 @@ ValueRange = Callable[[float, float, F32, Range], Range]
 STEP_SCALARS: dict[str, int] = {
     "sum": 1, "linear": 2, "max": 1, "min": 1, "leaky": 1, "tensor_mul": 1, "tensor_max": 1, "tensor_min": 1,
     "channel_add": 0, "channel_mul": 0, "channel_max": 0, "channel_min": 0,
-    "hardswish": 0, "sigmoid": 0, "tanh": 0, "silu": 1, "gelu": 0, "gelu_tanh": 0,
+    "hardswish": 0, "sigmoid": 0, "tanh": 0, "silu": 1, "gelu": 0, "gelu_tanh": 0, "to_s32": 0,
 }  # fmt: skip
 TENSOR_KINDS = frozenset({"sum", "tensor_mul", "tensor_max", "tensor_min"})
 #: Kinds with a constant per output channel.
@@ -456,6 +456,17 @@ def _less_range(lo: float, hi: float, c: F32, t: Range) -> Range:
     return min(lo, x[0]), min(hi, x[1])
 
 
+#: The largest f32 below 2**31: what a conversion to s32 saturates to.
+S32_TOP = np.float32(2147483520.0)
+
+
+def _to_s32_reference(v: F32, _c: F32, _t: Array | None) -> F32:
+    """Round half to even, saturate, and keep the integer's bits: the last step of a conversion to s32."""
+    low = np.float32(-(2.0**31))
+    bits: F32 = np.rint(np.minimum(np.where(v > low, v, low), S32_TOP)).astype(np.int32).view(np.float32)
+    return bits
+
+
 def _program_reference(kind: str) -> Reference:
     return lambda v, c, _t: evaluate(PROGRAMS[kind], v, c)
 
@@ -489,6 +500,7 @@ STEP_REFERENCE: dict[str, Reference] = {
     "channel_mul": _mul_reference,
     "channel_max": _greater_reference,
     "channel_min": _less_reference,
+    "to_s32": _to_s32_reference,
     **{kind: _program_reference(kind) for kind in PROGRAMS},
 }
 

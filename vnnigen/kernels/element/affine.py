@@ -15,17 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from vnnigen.errors import QuantizationError, ShapeError
-from vnnigen.kernels.emit_epilogue import STEP_EMIT
-from vnnigen.kernels.emit_store import Tile
 from vnnigen.kernels.epilogue import FLOATS, Epilogue, StepSpec, fold, reference_epilogue
 from vnnigen.kernels.layout import ConstLayout
 from vnnigen.kernels.packing import aligned, fill_constants
-from vnnigen.kernels.post_ops import STEP_REFERENCE, STEP_SCALARS, Binary, Linear, PostOp, Step, Sum
+from vnnigen.kernels.post_ops import Binary, Linear, PostOp, Step, Sum
 from vnnigen.kernels.qparams import check_scale, check_zero_point
-from vnnigen.kernels.types import F32, F64, INT_RANGE, NUMPY, Array, DType
-
-#: The largest f32 below 2**31: what a conversion to s32 saturates to.
-S32_TOP = np.float32(2147483520.0)
+from vnnigen.kernels.types import F64, INT_RANGE, NUMPY, Array, DType
 
 
 @dataclass(frozen=True)
@@ -37,28 +32,6 @@ class _ToS32(PostOp):
     def steps(self, s: float) -> tuple[Step, ...]:
         """Lower to one `to_s32` step."""
         return (Step("to_s32", ()),)
-
-
-def _to_s32_reference(v: F32, _c: F32, _t: Array | None) -> F32:
-    low = np.float32(-(2.0**31))
-    bits: F32 = np.rint(np.minimum(np.where(v > low, v, low), S32_TOP)).astype(np.int32).view(np.float32)
-    return bits
-
-
-def _emit_to_s32(t: Tile, _step: StepSpec, _at: int, _tensor: int) -> None:
-    """VCVTPS2DQ makes INT_MIN of NaN and of all that does not fit; only the upper end needs a bound before it."""
-    a = t.a
-    with a.scope():
-        top = t.temp("top")
-        a.vbroadcastss(top, a.const(S32_TOP, align=4))
-        for i, j in t.cells():
-            a.vminps(t.acc[i][j], top, t.acc[i][j])
-            a.vcvtps2dq(t.acc[i][j], t.acc[i][j])
-
-
-STEP_SCALARS["to_s32"] = 0
-STEP_REFERENCE["to_s32"] = _to_s32_reference
-STEP_EMIT["to_s32"] = _emit_to_s32
 
 
 @dataclass(frozen=True, eq=False)

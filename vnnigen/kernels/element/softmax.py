@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from vnnigen.isa.assembler import Arg, Assembler, Code, Mem
 from vnnigen.kernels import emit_approx
-from vnnigen.kernels.approx import PROGRAMS, Bits, Program, Scalar, V, _reduce, evaluate
+from vnnigen.kernels.approx import EXP_MINUS, Bits, Scalar, evaluate
 from vnnigen.kernels.element.common import NoScratch, by_last, check_offsets, load_lanes, steps_of
 from vnnigen.kernels.emit_common import counted, lane_mask, set_mask
 from vnnigen.kernels.layout import ARG_DST, ARG_SRC
@@ -28,22 +29,11 @@ from vnnigen.kernels.types import F32
 Reg = Any
 #: Partial sums of a row, whatever the vectors' width.
 PARTS = 16
-KIND = "exp_minus"
 
 
-def _exp_minus(p: Program) -> None:
-    """exp(-v) for v >= 0; zero from v = 88 on."""
-    r, h, power = _reduce(p, p.min(88.0, V))
-    p.mul(p.fma(r, h, 1.0), power)
-
-
-def _program() -> Program:
-    program = Program()
-    _exp_minus(program)
-    return program
-
-
-PROGRAMS[KIND] = _program()
+@lru_cache
+def _lowered_exp(evex: bool) -> emit_approx.Lowered:
+    return emit_approx.lower(EXP_MINUS, evex)
 
 
 def softmax_reference(x: F32) -> F32:
@@ -52,7 +42,7 @@ def softmax_reference(x: F32) -> F32:
     with np.errstate(all="ignore"):
         largest = np.full((rows, 1), -np.inf, np.float32)
         largest = np.maximum(largest, np.where(np.isnan(x), -np.inf, x).max(axis=1, keepdims=True)).astype(np.float32)
-        e = evaluate(PROGRAMS[KIND], largest - x, np.empty(0, np.float32))
+        e = evaluate(EXP_MINUS, largest - x, np.empty(0, np.float32))
         padded = np.zeros((rows, -(-n // PARTS) * PARTS), np.float32)
         padded[:, :n] = e
         sums = np.zeros((rows, PARTS), np.float32)
@@ -137,7 +127,7 @@ class _Softmax:
 
     @property
     def _lowered(self) -> emit_approx.Lowered:
-        return emit_approx.lowered(KIND, self.key.tier.masks)
+        return _lowered_exp(self.key.tier.masks)
 
     def _row(self) -> None:
         a = self.a

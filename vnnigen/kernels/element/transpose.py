@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from vnnigen.isa.assembler import Arg, Assembler, Code, Mem
-from vnnigen.kernels.element.affine import S32_TOP
 from vnnigen.kernels.element.common import (
     SIZE,
     NoScratch,
@@ -35,6 +34,7 @@ from vnnigen.kernels.emit_common import add_const, counted, div_const, set_mask,
 from vnnigen.kernels.epilogue import EpilogueSpec
 from vnnigen.kernels.layout import ARG_CONSTS, ARG_DST, ARG_SRC, ConstLayout
 from vnnigen.kernels.mac import TierCode
+from vnnigen.kernels.post_ops import S32_TOP
 from vnnigen.kernels.types import DType
 
 Reg = Any
