@@ -36,9 +36,9 @@ app.add_typer(bench_app, name="bench")
 app.add_typer(explain_app, name="explain")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
-Dtype = Annotated[str, typer.Option(help="Source and weights: u8s8, s8s8 or f32.")]
+Dtype = Annotated[str, typer.Option(help="Source and weights: u8s8, s8s8, bf16 or f32.")]
 OutDtype = Annotated[
-    str | None, typer.Option(help="Output: u8, s8, s32 or f32.", show_default="u8; f32 for f32")
+    str | None, typer.Option(help="Output: u8, s8, s32, bf16 or f32.", show_default="u8; bf16 for bf16, f32 for f32")
 ]
 Isa = Annotated[
     str | None, typer.Option(help="Tier, as `vnnigen probe` names them.", show_default="the best")

@@ -15,7 +15,7 @@ from vnnigen.runtime.dispatch import candidates
 
 CONV = parse_conv("mb1g2ic8ih9iw7oc12kh3kw2sh2sw1ph1pw0dh0dw1")
 GEMM = GemmShape(5, 33, 17)
-KINDS = {"u8s8": "int8", "s8s8": "int8", "f32": "f32"}
+KINDS = {"u8s8": "int8", "s8s8": "int8", "bf16": "bf16", "f32": "f32"}
 CASES = [(dtype, tier) for dtype, kind in KINDS.items() for tier in candidates(kind) if why_not(tier) is None]
 
 
@@ -34,7 +34,7 @@ def test_runs_on_every_tier(shape, dtype, tier):
     assert y is workload.run()  # one output buffer, reused
     columns = 33 if shape is GEMM else 6  # of one group
     assert sum(workload.chains.values()) == (0 if tier == "reference" else columns)
-    if dtype != "f32":
+    if dtype in ("u8s8", "s8s8"):
         reference = build_workload(Request(shape, dtype, isa="reference", post_ops="relu,linear:2:1")).run()
         np.testing.assert_array_equal(y, reference)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -17,8 +18,10 @@ from vnnigen.bench.problem_string import ConvShape, GemmShape
 from vnnigen.errors import VnnigenError
 from vnnigen.ops.explanation import Explanation
 
-DTYPES = ("u8s8", "s8s8", "f32")
-OUT_DTYPES: dict[str, npt.DTypeLike] = {"u8": np.uint8, "s8": np.int8, "s32": np.int32, "f32": np.float32}
+DTYPES = ("u8s8", "s8s8", "bf16", "f32")
+OUT_DTYPES: dict[str, npt.DTypeLike] = {
+    "u8": np.uint8, "s8": np.int8, "s32": np.int32, "bf16": ml_dtypes.bfloat16, "f32": np.float32
+}  # fmt: skip
 #: Largest weight magnitude: a pair of 64s cannot saturate VPMADDUBSW's s16 sums (255 * 128 = 32640).
 WEIGHT_LIMIT = {"full": 127, "safe": 64}
 
@@ -31,7 +34,7 @@ class Request:
     """What to run.
 
     `post_ops` is in the notation of `parse_post_ops`; `isa` None takes the best tier; `out_dtype` None is u8
-    for int8 kernels and f32 for f32 ones.
+    for int8 kernels and the source's type for others.
     """
 
     shape: ConvShape | GemmShape
@@ -52,13 +55,13 @@ class Request:
         ):
             if value not in legal:
                 raise VnnigenError(f"{what} {value!r} is not one of {', '.join(legal)}")
-        if self.dtype == "f32" and self.out != "f32":
-            raise VnnigenError(f"an f32 kernel has no {self.out} output; leave the output dtype out")
+        if self.out not in {"f32": ("f32",), "bf16": ("bf16", "f32")}.get(self.dtype, tuple(OUT_DTYPES)):
+            raise VnnigenError(f"a kernel of {self.dtype} has no {self.out} output; leave the output dtype out")
 
     @property
     def out(self) -> str:
         """The output's dtype with the default filled in."""
-        return self.out_dtype or ("f32" if self.dtype == "f32" else "u8")
+        return self.out_dtype or (self.dtype if self.dtype in ("f32", "bf16") else "u8")
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,12 @@ def _handle(
         if isinstance(request.shape, GemmShape):
             return vnnigen.GemmF32(weights_f32, bias, **options)
         return vnnigen.Conv2dF32(weights_f32, bias, **options)
+    if request.dtype == "bf16":
+        options["out_dtype"] = OUT_DTYPES[request.out]
+        weights_bf16 = rng.standard_normal(w_shape, dtype=np.float32).astype(ml_dtypes.bfloat16)
+        if isinstance(request.shape, GemmShape):
+            return vnnigen.GemmBf16(weights_bf16, bias, **options)
+        return vnnigen.Conv2dBf16(weights_bf16, bias, **options)
     limit = WEIGHT_LIMIT[request.weights]
     weights = rng.integers(-limit, limit + 1, w_shape, dtype=np.int8)
     if request.out == "s32":
@@ -150,8 +159,8 @@ def _y_scale(x: npt.NDArray[Any], weights: npt.NDArray[Any], channels: int) -> f
 
 
 def _source(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
-    if dtype == "f32":
-        return rng.standard_normal(shape, dtype=np.float32)
+    if dtype in ("f32", "bf16"):
+        return rng.standard_normal(shape, dtype=np.float32).astype(OUT_DTYPES[dtype])
     if dtype == "u8s8":
         return rng.integers(0, 256, shape, dtype=np.uint8)
     return rng.integers(-128, 128, shape, dtype=np.int8)
