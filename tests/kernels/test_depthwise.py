@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.kernels.cases import TIERS, Case, random_numbers, seeded
 from tests.kernels.emulation import check_emulated, fine_grid
-from vnnigen.kernels.depthwise import Window, channel_order, choose_tile, plan_groups, weight_vectors
+from vnnigen.kernels.depthwise import Window, block_vectors, channel_order, plan_groups, rank_tiles, weight_vectors
 from vnnigen.kernels.emit_epilogue import EPILOGUE_TEMPS
 from vnnigen.kernels.mac import CHAIN_EXACT, CHAIN_FAST, FMA, TIER_CODE, VNNI
 
@@ -66,7 +66,8 @@ def test_channel_order(size: int, lanes: int) -> None:
 @given(win=WINDOWS, oh=st.integers(1, 9), ow=st.integers(1, 9))
 def test_tiles_fit(tier: str, mac: object, win: Window, oh: int, ow: int) -> None:
     code = TIER_CODE[tier]
-    th, tw = choose_tile(win, code, mac, oh, ow, EPILOGUE_TEMPS)  # type: ignore[arg-type]
+    vectors = block_vectors(mac, code, 64)
+    th, tw = rank_tiles(win, code, mac, vectors, oh, ow, EPILOGUE_TEMPS)[0]
     size = mac.k_per_dword  # type: ignore[attr-defined]
     columns = {4: 5, 2: 3, 1: 1}[size]
     accumulators = th * tw * size

@@ -104,8 +104,10 @@ class CostModel:
         # Loads that hide behind the multiplies still take issue slots; those that are a multiply's operand fewer.
         step += (mr + resident + from_memory / 4) * LOAD_ISSUE
         if self.kd * nr * vector > L1_BLOCK or mr == self.pixels:
-            # Weights that come from L2 for every tile are not always there in time, those from beyond it never.
-            step += nr * vector / (64 if self.kd * nr * vector > L2_BLOCK else 256)
+            # Weights that come from L2 for every tile are not always there in time, those from beyond it never, which
+            # matters where many tiles could share them.
+            far = self.kd * nr * vector > L2_BLOCK and self.pixels > 32 * mr
+            step += nr * vector / (64 if far else 256)
         # A tile's end overlaps the next one's multiplies only as far as the reorder buffer reaches.
         acc = mr * nr
         return self.kd * step + TILE_START + acc * (ACC_END + acc * ACC_WAIT)

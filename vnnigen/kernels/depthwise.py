@@ -45,6 +45,8 @@ from vnnigen.kernels.packing import (
 from vnnigen.kernels.types import DType
 
 Reg = Any
+#: Bytes from pixel to pixel, a multiple of which leaves few sets of the L1 cache to a channel block.
+ALIASED_PITCH = 2048
 #: Largest tile that is considered.
 TALLEST, WIDEST = 4, 4
 #: Tap of each column of a group, None where the output does not use the column.
@@ -114,13 +116,15 @@ def weight_vectors(win: Window, size: int, th: int, tw: int) -> dict[tuple[int, 
     return found
 
 
-def block_vectors(mac: Mac, tier: TierCode) -> int:
-    """Accumulators of a pixel: G of integers; for f32, which nothing ties together, two cache lines.
+def block_vectors(mac: Mac, tier: TierCode, channels: int) -> int:
+    """Accumulators of a pixel: G of integers; for f32, which nothing ties together, one cache line, or two.
 
-    With less, a block of channels would be a fraction of each pixel's lines, and where pixels lie a power of two apart
-    those lines share a few sets of the cache and drive each other out.
+    Where pixels lie a large power of two apart, the same line of each shares a few sets of the cache with the others
+    and they drive each other out: then two lines of every pixel are used at a time.
     """
-    return mac.k_per_dword if mac.acc == "s32" else 128 // tier.vector_bytes
+    if mac.acc == "s32":
+        return mac.k_per_dword
+    return (128 if channels * 4 % ALIASED_PITCH == 0 else 64) // tier.vector_bytes
 
 
 def channel_order(size: int, lanes: int) -> NDArray[np.intp]:
@@ -130,9 +134,9 @@ def channel_order(size: int, lanes: int) -> NDArray[np.intp]:
     return order
 
 
-def _room(tier: TierCode, mac: Mac, epilogue: int) -> int:
+def _room(tier: TierCode, mac: Mac, vectors: int, epilogue: int) -> int:
     """Pixels whose accumulators fit the registers, `epilogue` of them being taken."""
-    return max(1, (tier.registers - max(mac.temps(tier.bits) + 7, epilogue)) // block_vectors(mac, tier))
+    return max(1, (tier.registers - max(mac.temps(tier.bits) + 7, epilogue)) // vectors)
 
 
 @lru_cache(maxsize=1024)
@@ -145,13 +149,13 @@ def _tile_cost(win: Window, mac: Mac, vectors: int, th: int, tw: int) -> float:
 
 @lru_cache(maxsize=1024)
 def rank_tiles(
-    win: Window, tier: TierCode, mac: Mac, oh: int, ow: int, epilogue: int
+    win: Window, tier: TierCode, mac: Mac, vectors: int, oh: int, ow: int, epilogue: int
 ) -> tuple[tuple[int, int], ...]:  # fmt: skip
     """Tiles that fit the registers, `epilogue` of them being taken, best first by estimate, tails included.
 
-    Raises ShapeError where none fits.
+    `vectors` are the accumulators of a pixel (see `block_vectors`). Raises ShapeError where none fits.
     """
-    room, vectors = _room(tier, mac, epilogue), block_vectors(mac, tier)
+    room = _room(tier, mac, vectors, epilogue)
     costs = {}
     for th in range(1, min(TALLEST, oh) + 1):
         for tw in range(1, min(WIDEST, ow, room // th) + 1):
@@ -162,11 +166,6 @@ def rank_tiles(
     if not costs:
         raise ShapeError(f"no depthwise tile fits the registers of {tier.name}")
     return tuple(sorted(costs, key=lambda tile: costs[tile]))
-
-
-def choose_tile(win: Window, tier: TierCode, mac: Mac, oh: int, ow: int, epilogue: int) -> tuple[int, int]:
-    """The tile with the least estimated time. Raises ShapeError as `rank_tiles` does."""
-    return rank_tiles(win, tier, mac, oh, ow, epilogue)[0]
 
 
 def unordered(spec: EpilogueSpec, size: int) -> bool:
@@ -207,9 +206,9 @@ class DepthwiseNest(LoopNest):
     def __init__(self, key: DepthwiseKey, features: frozenset[str] | None):
         super().__init__(key, features)
         self.size = key.mac.k_per_dword
-        self.width = block_vectors(key.mac, key.tier)
+        self.width = block_vectors(key.mac, key.tier, key.g.ic)
         self.window = key.window
-        self.vectors = weight_vectors(key.window, self.size, *_packed_tile(key.tier, key.mac, key.spec))
+        self.vectors = weight_vectors(key.window, self.size, *_packed_tile(key.tier, key.mac, self.width, key.spec))
         self.block_bytes = len(self.vectors) * self.width * key.tier.vector_bytes
         self.panel_bytes = self.block_bytes
         self.source_step = key.block_columns * key.mac.element_bytes
@@ -353,9 +352,9 @@ class DepthwiseNest(LoopNest):
         return q
 
 
-def _packed_tile(tier: TierCode, mac: Mac, spec: EpilogueSpec) -> tuple[int, int]:
+def _packed_tile(tier: TierCode, mac: Mac, vectors: int, spec: EpilogueSpec) -> tuple[int, int]:
     """The tile that the packed weights are made for, as wide as any shape may choose; its height does not matter."""
-    return 1, max(1, min(WIDEST, _room(tier, mac, epilogue_registers(spec, tier))))
+    return 1, max(1, min(WIDEST, _room(tier, mac, vectors, epilogue_registers(spec, tier))))
 
 
 @dataclass(frozen=True, eq=False)
@@ -373,7 +372,7 @@ class PackedDepthwise:
         """The kernel of a problem; `pick` is shown the candidates, best first by estimate, and says which to take."""
         run, spec = self.runs[0], self.epilogue.spec
         mac, flat = run.mac, replace(g, groups=1, n=g.ic)
-        width = block_vectors(mac, self.tier)
+        width = block_vectors(mac, self.tier, g.ic)
         block = width * self.tier.lanes
         blocks = -(-g.ic // block)
         # Without byte masks, a tail of channels cannot be loaded in place.
@@ -385,7 +384,7 @@ class PackedDepthwise:
             blocking = Blocking(*tile, width, 0, 1, strip, chunk, copy)
             return DepthwiseKey(self.op, flat, self.tier, mac, spec, blocking, False, 0, g.ic, 0)
 
-        tiles = rank_tiles(self.window, self.tier, mac, g.oh, g.ow, epilogue_registers(spec, self.tier))
+        tiles = rank_tiles(self.window, self.tier, mac, width, g.oh, g.ow, epilogue_registers(spec, self.tier))
         if pick is None:
             return (key(tiles[0]),)
         cuts = other_grids(flat, mac, tiles[0][0], blocks, copy, macs=macs)
@@ -428,12 +427,13 @@ def pack(op: str, w: Weights, tier: TierCode, src: DType, x_zp: int, epilogue: E
     taps = w.values.reshape(w.values.shape[0], *w.values.shape[2:])
     mac = _choose_mac(w, taps, win, tier, epilogue.spec)
     taps = as_element(taps, mac)
-    size, block = mac.k_per_dword, block_vectors(mac, tier) * tier.lanes
+    size, width = mac.k_per_dword, block_vectors(mac, tier, len(taps))
+    block = width * tier.lanes
     if mac is CHAIN_EXACT:
         taps = taps.astype(np.int16)
         if w.zero_point is not None:
             taps = taps - w.zero_point.astype(np.int16)[:, None, None]
-    vectors = weight_vectors(win, size, *_packed_tile(tier, mac, epilogue.spec))
+    vectors = weight_vectors(win, size, *_packed_tile(tier, mac, width, epilogue.spec))
     order = np.arange(block) if size == 1 else channel_order(size, tier.lanes)
     panels = _vectors(taps, vectors, size, order)
     packed = aligned(panels.nbytes)
@@ -474,6 +474,6 @@ def _choose_mac(w: Weights, taps: Array, win: Window, tier: TierCode, spec: Epil
         return CHAIN_EXACT
     if tier.vnni:
         return VNNI
-    vectors = weight_vectors(win, 4, *_packed_tile(tier, CHAIN_FAST, spec))
+    vectors = weight_vectors(win, 4, *_packed_tile(tier, CHAIN_FAST, 4, spec))
     pairs = _vectors(taps, vectors, 4, channel_order(4, tier.lanes))
     return CHAIN_FAST if bool(safe_columns(pairs.reshape(1, 1, -1)).all()) else CHAIN_EXACT
