@@ -48,7 +48,7 @@ HERE = [
 DISTINCT = [("amx_bf16", "tiles"), ("avx512_bf16", "dot"), ("avx512", "fma"), ("avx2", "fma")]
 ALL_WAYS = pytest.mark.parametrize(("tier", "strategy"), DISTINCT, ids=[f"{t}-{s}" for t, s in DISTINCT])
 ON_HARDWARE = pytest.mark.parametrize(("tier", "strategy"), HERE)
-RANDOM = settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.too_slow])
+RANDOM = settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.too_slow])
 
 
 def small(x: tuple[int, ...], w: tuple[int, ...], **more: Any) -> Case:
@@ -105,9 +105,9 @@ SHAPES = [
     small((15, 120), (50, 120), note="gemm, four steps"),
     small((40, 4), (20, 4), note="short K"),
     small((1, 5, 6, 4), (7, 4, 3, 3), padding=1, note="3x3"),
-    small((1, 5, 19, 16), (40, 16, 3, 3), padding=((0, 2), (1, 0)), note="asymmetric"),
+    small((1, 3, 19, 16), (20, 16, 3, 3), padding=((0, 2), (1, 0)), note="asymmetric"),
     small((1, 9, 37, 4), (9, 4, 3, 2), stride=(2, 3), padding=((1, 0), (0, 1)), note="stride"),
-    small((1, 9, 22, 16), (6, 16, 3, 3), dilation=(2, 3), padding=(2, 3), note="dilation"),
+    small((1, 7, 20, 8), (6, 8, 3, 3), dilation=(2, 3), padding=(2, 3), note="dilation"),
     small((2, 4, 18, 12), (36, 4, 2, 3), groups=3, padding=((0, 1), (1, 1)), note="groups"),
     small((2, 3, 3, 10), (35, 10, 1, 1), note="1x1"),
     small((1, 5, 35, 64), (35, 64, 1, 1), stride=2, note="1x1-stride"),
@@ -120,13 +120,12 @@ SHAPES = [
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @ALL_WAYS
 def test_exact_sums(tier: str, strategy: str, shape: Case) -> None:
-    for out, bias in (("f32", "f32"), ("bf16", None)):
-        case = replace(shape, out=out, bias=bias)
-        if family_of(case, tier, strategy) is None:
-            assert strategy == "tiles"
-            assert shape.note == "column"
-            continue
-        check(case, tier, strategy)
+    out, bias = (("f32", "f32"), ("bf16", None))[len(shape.note) % 2]
+    if family_of(shape, tier, strategy) is None:
+        assert strategy == "tiles"
+        assert shape.note == "column"
+        return
+    check(replace(shape, out=out, bias=bias), tier, strategy)
 
 
 @pytest.mark.parametrize(("tier", "strategy"), DISTINCT[1:])
@@ -139,7 +138,7 @@ def test_odd_depths(tier: str, strategy: str) -> None:
 
 @ALL_WAYS
 def test_boundaries_of_tiles(tier: str, strategy: str) -> None:
-    for number, (m, n) in enumerate((m, n) for m in (1, 15, 16, 17, 33) for n in (1, 15, 16, 17, 33, 49)):
+    for number, (m, n) in enumerate((m, n) for m in (1, 15, 17, 32) for n in (1, 16, 17, 33, 49)):
         k = (2, 4, 30, 32, 64, 96)[number % 6]
         if strategy == "tiles" and k == 2:
             k = 8
@@ -171,9 +170,9 @@ POST_OPS: dict[str, tuple[PostOps, tuple[str, ...]]] = {
 @ALL_WAYS
 def test_post_ops(tier: str, strategy: str, chain: str) -> None:
     post_ops, sums = POST_OPS[chain]
-    for out in ("f32", "bf16"):
+    for out in ("f32", "bf16") if sums else ("bf16",):
         types = tuple(out if s == "out" else s for s in sums)
-        case = small((19, 32), (37, 32), out=out, bias="f32", post_ops=post_ops, sums=types)
+        case = small((17, 8), (37, 8), out=out, bias="f32", post_ops=post_ops, sums=types)
         check(case, tier, strategy)
         if types[:1] == (out,):
             check(case, tier, strategy, in_place=True)
@@ -237,16 +236,16 @@ def test_random_problems(tier: str, strategy: str, case: Case, fine: bool) -> No
 # --- rounded sums -----------------------------------------------------------------------------------------
 
 ROUNDED = [
-    Case((9, 256), (20, 256), src="bf16", out="f32", bias="f32", note="gemm"),
+    Case((9, 160), (20, 160), src="bf16", out="f32", bias="f32", note="gemm"),
     Case((17, 64), (33, 64), src="bf16", out="bf16", note="gemm"),
-    Case((1, 5, 7, 16), (20, 16, 3, 3), src="bf16", out="f32", padding=1, note="conv"),
-    Case((1, 5, 17, 32), (20, 16, 3, 2), src="bf16", out="bf16", groups=2, bias="f32", note="groups"),
+    Case((1, 4, 5, 16), (20, 16, 3, 3), src="bf16", out="f32", padding=1, note="conv"),
+    Case((1, 4, 17, 32), (20, 16, 2, 2), src="bf16", out="bf16", groups=2, bias="f32", note="groups"),
     Case((1, 6, 6, 20), (20, 1, 3, 3), src="bf16", out="f32", groups=20, padding=1, note="depthwise"),
 ]
 
 
 @pytest.mark.parametrize("case", ROUNDED, ids=str)
-@pytest.mark.parametrize("scale", [1.0, 2.0**60, 2.0**-40, 2.0**-128])
+@pytest.mark.parametrize("scale", [1.0, 2.0**60, 2.0**-128])
 @ALL_WAYS
 def test_error_bound(tier: str, strategy: str, scale: float, case: Case) -> None:
     """Numbers of very different sizes, down to products that are denormal or vanish."""
@@ -296,7 +295,7 @@ def test_a_pixel_reaches_only_outputs_whose_window_holds_it(
     op, clean = case.operator("reference"), case.source()
     without = emulated(case, tier, strategy, clean, op)
     rng = np.random.default_rng(3)
-    for at in [(0,) * len(case.x), tuple(s - 1 for s in case.x), tuple(rng.integers(0, case.x))]:
+    for at in [tuple(s - 1 for s in case.x), tuple(rng.integers(0, case.x))]:
         x, mark = clean.copy(), np.zeros(case.x)
         x[at], mark[at] = value, 1
         touched = float64_sums(case, mark, np.ones(case.w)) > 0
