@@ -1,7 +1,7 @@
 """bf16 operators: bf16 operands, f32 accumulation, bf16 or f32 results.
 
 Error bound, against exact arithmetic on the bf16 operands: |error| <= 2*K*2^-24 * sum |a*b| plus the rounding of the
-output and, where VDPBF16PS or TDPBF16PS is used, 2^-126 a product (they take denormals as zero).  The factor 2 covers
+output and, where VDPBF16PS or TDPBF16PS is used, 2^-126 a product (they take denormals as zero), else 2^-150 (gradual underflow).  The factor 2 covers
 both ways of summing: one chain of FMAs, or one addition for each pair of products (Higham, "Accuracy and Stability of
 Numerical Algorithms", 2nd ed., section 3.1: any order of K additions stays below K*u/(1 - K*u)).
 """
@@ -15,6 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from vnnigen.kernels.bf16 import round_to_bf16
 from vnnigen.kernels.post_ops import PostOp
 from vnnigen.kernels.problem import ConvProblem, GemmProblem
 from vnnigen.kernels.reference import conv_f32_reference, gemm_f32_reference
@@ -27,8 +28,8 @@ bfloat16 = np.dtype(ml_dtypes.bfloat16)
 
 
 def as_bf16(x: Any) -> Any:
-    """An f32 array rounded to bf16 (nearest even); anything else as it is."""
-    return x.astype(bfloat16) if isinstance(x, np.ndarray) and x.dtype == np.float32 else x
+    """An f32 array rounded to bf16 as VCVTNEPS2BF16 does; anything else as it is."""
+    return round_to_bf16(x) if isinstance(x, np.ndarray) and x.dtype == np.float32 else x
 
 
 class Conv2dBf16(_Conv):

@@ -61,8 +61,10 @@ def choose(w: Weights, isa: str | None, strategy: str = "auto") -> Choice:
 
 def _strategy_why_not(w: Weights, family: Family, strategy: str) -> str | None:
     """Why a bf16 family is not the strategy asked for, or not the faster one by measurement."""
-    if w.kind != "bf16" or family.name == "depthwise":
+    if w.kind != "bf16":
         return None
+    if family.name == "depthwise":
+        return None if strategy in ("auto", "fma") else f"strategy={strategy} was asked for, and this family widens"
     if strategy != "auto":
         return None if family.name == STRATEGIES[strategy] else f"strategy={strategy} was asked for"
     if family.name != "dot":
