@@ -1,9 +1,10 @@
 """bf16 operators: bf16 operands, f32 accumulation, bf16 or f32 results.
 
 Error bound, against exact arithmetic on the bf16 operands: |error| <= 2*K*2^-24 * sum |a*b| plus the rounding of the
-output and, where VDPBF16PS or TDPBF16PS is used, 2^-126 a product (they take denormals as zero), else 2^-150 (gradual underflow).  The factor 2 covers
-both ways of summing: one chain of FMAs, or one addition for each pair of products (Higham, "Accuracy and Stability of
-Numerical Algorithms", 2nd ed., section 3.1: any order of K additions stays below K*u/(1 - K*u)).
+output, plus, for each product, 2^-126 where VDPBF16PS or TDPBF16PS is used (they take denormals as zero), else 2^-150
+(gradual underflow).  The factor 2 covers both ways of summing: one chain of FMAs, or one addition for each pair of
+products (Higham, "Accuracy and Stability of Numerical Algorithms", 2nd ed., section 3.1: any order of K additions stays
+below K*u/(1 - K*u)).
 """
 
 from __future__ import annotations
