@@ -24,7 +24,6 @@ import math
 import os
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -32,11 +31,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-import ml_dtypes
-import numpy as np
 from rich.console import Console
 
-import vnnigen
 from benchmarks.common import Job, Stopwatch, context, warn_if_busy
 from benchmarks.kernel_report import (
     SCHEMA,
@@ -54,13 +50,12 @@ from benchmarks.peers.process import PeerError
 from benchmarks.peers.pytorch import FBGEMM, TorchOneDNN
 from benchmarks.roofline import LEVELS, bytes_touched, draw, is_memory_bound, read_bandwidth
 from benchmarks.shapes import SUITES, Item, items_of, quick
-from vnnigen.bench.post_op_string import parse_post_ops
 from vnnigen.bench.problem_string import ConvShape
 from vnnigen.bench.timing import Samples, compare
-from vnnigen.bench.workload import OUT_DTYPES, Request, _handle, _shapes, _source
+from vnnigen.bench.workload import Request, run_once
 from vnnigen.errors import VnnigenError
 from vnnigen.isa import tiers
-from vnnigen.ops.explanation import Explanation
+from vnnigen.ops.explanation import Explanation, columns_by_chain
 from vnnigen.runtime import native
 from vnnigen.runtime.peak import measure_peaks, peak_for
 from vnnigen.runtime.threads import default_num_threads
@@ -162,40 +157,17 @@ class Ours:
     @property
     def chains(self) -> dict[str, int]:
         """Multiply steps, with the output columns that each computes."""
-        columns: Counter[str] = Counter()
-        for kernel in self.explanation.kernels:
-            columns[kernel.chain] += kernel.columns[1] - kernel.columns[0]
-        return dict(columns)
+        return columns_by_chain(self.explanation.kernels)
 
 
 def our_kernel(item: Item, group: Group) -> Ours:
     """Build our kernel of a row, with random operands; raises what the public API does."""
-    vnnigen.set_num_threads(group.threads)
-    rng = np.random.default_rng(0)
-    x_shape, w_shape, y_shape = _shapes(item.shape)
-    if group.dtype == "bf16":
-        x = rng.standard_normal(x_shape, dtype=np.float32).astype(ml_dtypes.bfloat16)
-        operator, out_dtype = _bf16_operator(item, group, rng, w_shape, y_shape[-1]), x.dtype
-    else:
-        request = Request(
-            item.shape, DTYPES[group.dtype], isa=group.tier, post_ops=item.post_ops, weights=group.weights
-        )
-        x = _source(rng, x_shape, request.dtype)
-        operator, out_dtype = _handle(request, rng, x, w_shape, y_shape[-1]), np.dtype(OUT_DTYPES[request.out])
-    out = np.zeros(y_shape, out_dtype)
-    operator(x, out)
+    request = Request(
+        item.shape, DTYPES[group.dtype], isa=group.tier, threads=group.threads, post_ops=item.post_ops,
+        weights=group.weights,
+    )  # fmt: skip
+    operator, x, out = run_once(request)
     return Ours(_call(operator, x, out, group.threads), operator.explain())
-
-
-def _bf16_operator(item: Item, group: Group, rng: np.random.Generator, w_shape: Any, channels: int) -> Any:
-    w = rng.standard_normal(w_shape, dtype=np.float32)
-    bias = rng.standard_normal(channels, dtype=np.float32)
-    options: dict[str, Any] = {"isa": group.tier, "post_ops": parse_post_ops(item.post_ops)}
-    if not isinstance(item.shape, ConvShape):
-        return vnnigen.GemmBf16(w, bias, **options)
-    h, v = item.shape.h, item.shape.w
-    options |= {"stride": (h.stride, v.stride), "dilation": (h.dilation, v.dilation)}
-    return vnnigen.Conv2dBf16(w, bias, padding=item.shape.padding, groups=item.shape.g, **options)
 
 
 def _call(operator: Any, x: Any, out: Any, threads: int) -> Callable[[], object]:

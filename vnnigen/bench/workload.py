@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +15,7 @@ import vnnigen
 from vnnigen.bench.post_op_string import parse_post_ops
 from vnnigen.bench.problem_string import ConvShape, GemmShape
 from vnnigen.errors import VnnigenError
-from vnnigen.ops.explanation import Explanation
+from vnnigen.ops.explanation import Explanation, columns_by_chain
 
 DTYPES = ("u8s8", "s8s8", "bf16", "f32")
 OUT_DTYPES: dict[str, npt.DTypeLike] = {
@@ -75,10 +74,7 @@ class Workload:
     @property
     def chains(self) -> dict[str, int]:
         """Multiply steps, with the output columns (of a group) that each computes; {} for the reference."""
-        columns: Counter[str] = Counter()
-        for kernel in self.explanation.kernels:
-            columns[kernel.chain] += kernel.columns[1] - kernel.columns[0]
-        return dict(columns)
+        return columns_by_chain(self.explanation.kernels)
 
 
 def f32_request(request: Request, tier: str) -> Request:
@@ -96,18 +92,24 @@ def build_workload(request: Request) -> Workload:
     Sets the process's number of threads. Raises whatever the public API raises for the request: VnnigenError
     and its subclasses.
     """
+    operator, x, out = run_once(request)
+
+    def run() -> object:
+        return operator(x, out)
+
+    return Workload(request, run, operator.explain())
+
+
+def run_once(request: Request) -> tuple[vnnigen.Operator, npt.NDArray[Any], npt.NDArray[Any]]:
+    """Return the operator of a request, already run, with its source and output; see `build_workload`."""
     vnnigen.set_num_threads(request.threads)
     rng = np.random.default_rng(request.seed)
     x_shape, w_shape, y_shape = _shapes(request.shape)
     x = _source(rng, x_shape, request.dtype)
     handle = _handle(request, rng, x, w_shape, y_shape[-1])
     out = np.zeros(y_shape, OUT_DTYPES[request.out])
-
-    def run() -> object:
-        return handle(x, out)
-
-    run()
-    return Workload(request, run, handle.explain())
+    handle(x, out)
+    return handle, x, out
 
 
 def _handle(

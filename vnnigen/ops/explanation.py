@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +63,14 @@ CHAINS = {
     "bf16": "VDPBF16PS",
     "amx": "tile products",
 }
+
+
+def columns_by_chain(kernels: Iterable[KernelReport]) -> dict[str, int]:
+    """Multiply steps, with the output columns (of a group) that each computes; {} for the reference."""
+    columns: Counter[str] = Counter()
+    for kernel in kernels:
+        columns[kernel.chain] += kernel.columns[1] - kernel.columns[0]
+    return dict(columns)
 
 
 @dataclass(frozen=True)
