@@ -15,6 +15,7 @@ import vnnigen
 from vnnigen.bench.post_op_string import parse_post_ops
 from vnnigen.bench.problem_string import ConvShape, GemmShape
 from vnnigen.errors import VnnigenError
+from vnnigen.kernels.packing import aligned
 from vnnigen.ops.explanation import Explanation, columns_by_chain
 
 DTYPES = ("u8s8", "s8s8", "bf16", "f32")
@@ -101,15 +102,26 @@ def build_workload(request: Request) -> Workload:
 
 
 def run_once(request: Request) -> tuple[vnnigen.Operator, npt.NDArray[Any], npt.NDArray[Any]]:
-    """Return the operator of a request, already run, with its source and output; see `build_workload`."""
+    """Return the operator of a request, already run, with its source and output; see `build_workload`.
+
+    Both begin at a cache line, as they do in a compiled network's arena and in the peers' own allocations: NumPy's are
+    at any multiple of 16 bytes, and off a line each 64-byte load or store touches two.
+    """
     vnnigen.set_num_threads(request.threads)
     rng = np.random.default_rng(request.seed)
     x_shape, w_shape, y_shape = _shapes(request.shape)
-    x = _source(rng, x_shape, request.dtype)
+    x = _at_a_line(_source(rng, x_shape, request.dtype))
     handle = _handle(request, rng, x, w_shape, y_shape[-1])
-    out = np.zeros(y_shape, OUT_DTYPES[request.out])
+    out = _at_a_line(np.zeros(y_shape, OUT_DTYPES[request.out]))
     handle(x, out)
     return handle, x, out
+
+
+def _at_a_line(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Copy an array to memory that begins at a cache line."""
+    copy: npt.NDArray[Any] = aligned(array.nbytes).view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
 
 
 def _handle(
