@@ -17,7 +17,7 @@ fail loudly when empty: a microkernel that spills is a bug in its blocking.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -218,6 +218,27 @@ class Assembler:
         self._items.append(Note("section", title))
         yield
         self._items.append(Note("end"))
+
+    @contextmanager
+    def aside(self) -> Iterator[list[Insn]]:
+        """Take the instructions emitted inside out of the stream, into the list; `put` brings them back.
+
+        So two streams can be woven into one. Raises AssemblerError if the body binds a label or returns.
+        """
+        start = len(self._items)
+        taken: list[Insn] = []
+        yield taken
+        items = self._items[start:]
+        del self._items[start:]
+        for item in items:
+            if isinstance(item, Insn):
+                taken.append(item)
+            elif item.kind in ("label", "ret"):
+                raise AssemblerError(f"{self.name}: instructions that are set aside cannot hold a {item.kind}")
+
+    def put(self, instructions: Iterable[Insn]) -> None:
+        """Append instructions that `aside` took."""
+        self._items.extend(instructions)
 
     def const(self, values: npt.ArrayLike, align: int = 64) -> Mem:
         """Put an array into the constant pool (once, if its bytes are there already); return its operand."""

@@ -48,6 +48,8 @@ class Blocking:
     strip: int
     chunk: int
     copy: bool
+    #: Kernels on tiles: a sum of `amx_tiling.Variant` flags.
+    variant: int = 0
 
     @property
     def mr(self) -> int:
