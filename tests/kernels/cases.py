@@ -14,6 +14,7 @@ import vnnigen as v
 from vnnigen.kernels.epilogue import reference_epilogue
 from vnnigen.kernels.fma import fma32
 from vnnigen.kernels.problem import ConvProblem
+from vnnigen.kernels.thin import MAX_COLUMNS
 
 TIERS = ("avx512_vnni", "avx512", "avx_vnni", "avx2")
 """All tiers with generated kernels, whether this machine has them or not."""
@@ -221,6 +222,8 @@ def seeded(seed: int) -> Pick:
 
 def f32_in_order(case: Case, x: Any, w: Any) -> np.ndarray[Any, Any]:
     """Accumulate in the documented order (kh, kw, ic) with one FMA each, from zero: what every tier must give."""
+    if case.is_gemm and case.w[0] <= MAX_COLUMNS:
+        return thin_f32_in_order(x, w)
     if case.is_gemm:
         x, w = x[:, None, None, :], w[:, :, None, None]
     p = ConvProblem.from_arguments(
@@ -237,6 +240,18 @@ def f32_in_order(case: Case, x: Any, w: Any) -> np.ndarray[Any, Any]:
                 values = padded[:, rows, cols, c :: p.icg]
                 acc = fma32(values[..., None], w[:, c, i, j].reshape(p.groups, p.ocg), acc)
     return acc.reshape(p.n * p.oh * p.ow, p.oc) if case.is_gemm else acc.reshape(p.y_shape)
+
+
+def thin_f32_in_order(x: Any, w: Any) -> np.ndarray[Any, Any]:
+    """The order of products with few columns: 16 partial sums of every 16th element, added by halves."""
+    m, k = x.shape
+    x, w = (np.pad(array, ((0, 0), (0, -k % 16))).reshape(len(array), -1, 16) for array in (x, w))
+    acc = np.zeros((m, len(w), 16), np.float32)
+    for i in range(x.shape[1]):
+        acc = fma32(x[:, None, i], w[None, :, i], acc)
+    for half in (8, 4, 2, 1):
+        acc = acc[..., :half] + acc[..., half:]
+    return acc[..., 0]
 
 
 def float64_sums(case: Case, x: Any, w: Any) -> np.ndarray[Any, Any]:

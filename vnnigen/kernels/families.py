@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from vnnigen.kernels import amx, depthwise, packed
+from vnnigen.kernels import amx, depthwise, packed, thin
 from vnnigen.kernels.epilogue import Epilogue
 from vnnigen.kernels.mac import TierCode
 from vnnigen.kernels.packed import Packed, Weights
@@ -31,6 +31,7 @@ class Family:
 FAMILIES: tuple[Family, ...] = (
     Family("depthwise", depthwise.why_not, depthwise.pack),
     Family("tiles", amx.why_not, amx.pack),
+    Family("thin", thin.why_not, thin.pack),
     Family("dot", packed.dot_why_not, packed.pack_dot),
     Family("implicit-gemm", lambda _w, _t: None, packed.pack),
 )

@@ -53,13 +53,17 @@ class NestKey:
     @property
     def name(self) -> str:
         """The kernel's name, which says what it is: operation, types, tile, tier and chain."""
-        b = self.blocking
         weights = self.g.src if self.mac.acc == "f32" else "s8"
         usual = {"int8": "vnni", "bf16": "bf16"}
         main = "amx" if self.tier.tiles else usual.get("bf16" if self.g.src == "bf16" else "int8")
         chain = "" if self.mac.name == main or self.g.src == "f32" else f"-{self.mac.name}"
         types = self.g.src if self.g.src == weights == self.spec.out else f"{self.g.src}{weights}{self.spec.out}"
-        return f"{self.op}-{types}-{b.mr}x{b.nr * self.tier.lanes}-{self.tier.name}{chain}"
+        return f"{self.op}-{types}-{self.tile_name}-{self.tier.name}{chain}"
+
+    @property
+    def tile_name(self) -> str:
+        """Rows and columns of a register tile."""
+        return f"{self.blocking.mr}x{self.block_columns}"
 
     @property
     def strips(self) -> int:

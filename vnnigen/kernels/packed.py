@@ -42,7 +42,7 @@ class Weights:
 
     `zero_point` is None when all are 0; `bias` is in accumulator units (s32) or, for f32 weights, f32.
     `merged` says that a row of the kernel is one run of K (see `geometry.segments`); `window` is a convolution's
-    (kh, kw, stride h, w, dilation h, w).
+    (kh, kw, stride h, w, dilation h, w). `known` is False where the values come with the call.
     """
 
     values: Array
@@ -51,6 +51,7 @@ class Weights:
     zero_point: NDArray[np.int64] | None
     bias: Array
     window: tuple[int, int, int, int, int, int] | None = None
+    known: bool = True
 
     @property
     def columns(self) -> int:

@@ -131,5 +131,8 @@ def gemm_f32(
     a: Array, b: Array, bias: Array | None = None, *, post_ops: Sequence[PostOp] | PostOp = (), isa: str | None = None,
     out: Array | None = None,
 ) -> Array:  # fmt: skip
-    """Multiply a, f32 [m, k], by b, f32 [k, n], adding products with FMA in the order of k. Returns [m, n]."""
+    """Multiply a, f32 [m, k], by b, f32 [k, n]. Returns [m, n].
+
+    Products are added with FMA in the order of k; with one to four columns, to 16 partial sums (docs/numerics.md).
+    """
     return GemmF32(b, bias, post_ops=post_ops, isa=isa)(a, out)

@@ -124,7 +124,7 @@ class _MatMul(Operator):
         dtype = {"f32": np.dtype(np.float32), "bf16": bfloat16}.get(self.sources[0], np.dtype(np.int8))
         values = np.broadcast_to(np.zeros((), dtype), (n, k, 1, 1))
         zero_point = np.full(n, b_zp, np.int64) if b_zp else None
-        return Weights(values, 1, True, zero_point, np.broadcast_to(np.zeros((), np.int64), (n,)))
+        return Weights(values, 1, True, zero_point, np.broadcast_to(np.zeros((), np.int64), (n,)), known=False)
 
     def _plan_of(self, a: Array, b: Array) -> MatMulPlan:
         q, out = self._q, self._q.out
