@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -344,12 +345,48 @@ def test_each_instruction_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> N
         return real(m, ins, insn)  # type: ignore[arg-type]
 
     monkeypatch.setattr(emulator, "compile_step", counting)
+    monkeypatch.setattr(emulator, "_steps", {})
     memory, args, expected = gemm_in_memory(np.random.default_rng(1))
     emu = Emulator(kernel(gemm, "x", "w", "out", "k"), memory)
     for _ in range(3):
         emu.call(*args)
     assert len(compiled) == len(set(compiled)) > 20
     assert np.array_equal(memory.array("out"), expected)
+    before = len(compiled)
+    memory, args, expected = gemm_in_memory(np.random.default_rng(2))
+    Emulator(kernel(gemm, "x", "w", "out", "k"), memory).call(*args)
+    assert len(compiled) == before
+    assert np.array_equal(memory.array("out"), expected)
+
+
+def test_steps_of_another_place_read_their_own_constants(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bytes at another distance from a constant are another instruction; a full table is emptied."""
+
+    def body(value: int) -> Callable[..., None]:
+        def constant(a: Assembler, x: object) -> None:
+            v = a.zmm()
+            a.vmovdqu32(v, a.const(np.full(16, value, np.int32)))
+            a.vmovdqu32(Mem(x), v)
+
+        return constant
+
+    for limit in (50_000, 1):
+        monkeypatch.setattr(emulator, "_MAX_STEPS", limit)
+        memory = Memory()
+        x = memory.map("x", np.zeros(16, np.int32), writable=True)
+        for value in (1, 2, 3):  # each kernel is mapped at addresses of its own
+            Emulator(kernel(body(value), "x"), memory).call(x)
+            assert (memory.array("x") == value).all()
+
+
+def test_emulators_in_several_threads_take_turns() -> None:
+    def run(seed: int) -> bool:
+        memory, args, expected = gemm_in_memory(np.random.default_rng(seed))
+        Emulator(kernel(gemm, "x", "w", "out", "k"), memory).call(*args)
+        return np.array_equal(memory.array("out"), expected)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(run, range(8)))
 
 
 def test_several_emulators_share_a_memory() -> None:

@@ -1,11 +1,15 @@
 """A functional x86 emulator: runs generated kernels on any host, and checks every access they make.
 
-iced decodes, NumPy executes. Each instruction is decoded once into a Python closure; after that a kernel runs
-at tens of thousands of instructions per second, enough for every kernel in the tests.
+iced decodes, NumPy executes. Each instruction is compiled once into a Python closure over the registers; after that
+a kernel runs at hundreds of thousands of instructions per second, enough for every kernel in the tests.
+
+Compiling takes ten times as long as executing, and most kernels run a few times only. So there is one set of
+registers in the process, on which calls take turns, and an instruction is compiled once for all kernels.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,12 +21,13 @@ import numpy as np
 from iced_x86 import Decoder, Instruction, Mnemonic, OpKind, Register, RegisterExt
 
 from vnnigen.errors import EmulatorError
-from vnnigen.isa.execute import compile_step
+from vnnigen.isa.execute import Step, compile_step
 from vnnigen.isa.insn import Insn
 from vnnigen.isa.machine import ARGUMENTS, RSP, Machine
 from vnnigen.isa.memory import Memory
 from vnnigen.isa.operands import is_vector, number
 from vnnigen.isa.registry import MNEMONICS
+from vnnigen.isa.tiles import Tiles
 
 Op = Callable[[], "int | None"]
 
@@ -74,6 +79,13 @@ def find_insn(ins: Instruction) -> Insn:
     return _INSNS[ins.mnemonic]
 
 
+_machine = Machine(Memory())
+_turn = threading.Lock()
+# Steps of `_machine` by the instruction's bytes and the address that they cannot tell. Bounded: 1 KB each.
+_steps: dict[tuple[bytes, int], Step] = {}
+_MAX_STEPS = 50_000
+
+
 class Emulator:
     """One kernel, ready to be called any number of times with buffers of one `Memory`."""
 
@@ -82,14 +94,16 @@ class Emulator:
     ) -> None:
         """Map the code (readable, as constants live in it) and a stack; decode all instructions.
 
-        `poison` fills all registers and the stack with garbage at each call's entry. `tile_config` is the AMX
+        `poison` fills all registers and the stack with garbage at each call's entry, where otherwise they are
+        zeros. `tile_config` is the AMX
         configuration (64 bytes) that the caller has loaded before each call, None if tiles are not configured;
         the kernel must leave it so. Raises EmulatorError if the processor would refuse the configuration.
         """
-        self.code, self.memory, self.machine, self._poison = code, memory, Machine(memory), poison
+        self.code, self.memory, self._poison = code, memory, poison
+        tiles = Tiles()
         if tile_config is not None:
-            self.machine.tiles.configure(tile_config)
-        self._tile_config = self.machine.tiles.config
+            tiles.configure(tile_config)
+        self._tile_config = tiles.config
         names = (f"code of {code.name}" + f" ({i})" * (i > 0) for i in count())
         name = next(n for n in names if n not in memory)
         self._base = memory.map(name, code.data)
@@ -112,11 +126,16 @@ class Emulator:
         `max_instructions` exceeded, or a broken calling convention; the message ends with the instruction,
         its offset in the code and its line of the listing.
         """
-        m = self.machine
-        m.tiles.configure(self._tile_config)
-        if self._poison:
-            m.poison()
-            self._stack.data[:] = 0xCC
+        with _turn, np.errstate(all="ignore"):
+            self._enter(args)
+            self._run(max_instructions)
+            return self._stats()
+
+    def _enter(self, args: tuple[int, ...]) -> None:
+        m = _machine
+        m.memory = self.memory
+        m.reset(self._tile_config, poison=self._poison)
+        self._stack.data[:] = 0xCC if self._poison else 0
         # The stack pointer is 16-byte aligned before the call pushes the return address.
         spilled = args[6:]
         m.gpr[RSP] = (self._stack.base + STACK_BYTES - 8 * len(spilled)) & ~15
@@ -127,9 +146,6 @@ class Emulator:
         m.push(_RETURN_ADDRESS)
         self._entry_gpr = m.gpr.copy()
         self._hits = [0] * len(self._ops)
-        with np.errstate(all="ignore"):
-            self._run(max_instructions)
-        return self._stats()
 
     def _run(self, limit: int) -> None:
         ops, hits = self._ops, self._hits
@@ -175,23 +191,34 @@ class Emulator:
     def _compile(self, ins: Instruction) -> Op:
         insn = find_insn(ins)
         if insn.kind != "control":
-            return compile_step(self.machine, ins, insn)
+            return self._step(ins, insn)
         if insn.mnemonic == "ret":
             return partial(self._return, self._index[ins.ip])
         if insn.mnemonic == "nop":
             return lambda: None
         if ins.op0_kind != OpKind.NEAR_BRANCH64 or ins.near_branch_target not in self._index:
             raise EmulatorError("the jump leaves the code")
-        target, flags, condition = self._index[ins.near_branch_target], self.machine.flags, insn.meaning
+        target, flags, condition = self._index[ins.near_branch_target], _machine.flags, insn.meaning
         if insn.mnemonic == "jmp":
             return lambda: target
         return lambda: target if condition(flags) else None
 
+    def _step(self, ins: Instruction, insn: Insn) -> Step:
+        start = ins.ip - self._base
+        target = ins.ip_rel_memory_address if ins.is_ip_rel_memory_operand else 0
+        key = self.code.data[start : start + ins.len], target
+        step = _steps.get(key)
+        if step is None:
+            if len(_steps) >= _MAX_STEPS:
+                _steps.clear()
+            step = _steps[key] = compile_step(_machine, ins, insn)
+        return step
+
     def _return(self, at: int) -> int:
-        m = self.machine
+        m = _machine
         if m.pop() != _RETURN_ADDRESS:
             raise EmulatorError("ret does not find the caller's address: unbalanced push and pop?")
-        executed = [ins for ins, hits in zip(self._instructions, self._hits, strict=True) if hits]
+        executed = (ins for ins, hits in zip(self._instructions, self._hits, strict=True) if hits)
         m.check_return(self._entry_gpr, any(map(_is_wide, executed)))
         if m.tiles.config != self._tile_config:
             raise EmulatorError("the tile configuration at ret is not the caller's: reload or TILERELEASE it")

@@ -190,7 +190,7 @@ class _Vector:
         self.fillers.append(fill)
 
     def _memory_source(self, op: int, lane: str) -> None:
-        memory, where, size = self.m.memory, address(self.m, self.ins), width(self.ins, op)
+        m, where, size = self.m, address(self.m, self.ins), width(self.ins, op)
         mask = None if self.insn.reads_all or op == self.insn.whole else self.mask
         if self.ins.is_broadcast:
             self._broadcast_source(where, size, lane)
@@ -200,15 +200,15 @@ class _Vector:
         if mask is None:
             count = size // int(lane[1])
             if self.insn.rows:
-                self._moving(lambda: self._rows(memory.read_lanes(where(), count, lane, size)))
+                self._moving(lambda: self._rows(m.memory.read_lanes(where(), count, lane, size)))
             else:
-                self._moving(lambda: memory.read_lanes(where(), count, lane, size))
+                self._moving(lambda: m.memory.read_lanes(where(), count, lane, size))
             return
         if self._elementwise(op, size):
             granule, active = size // self.count, mask
         else:  # one element or part for all lanes: read as soon as one lane is active
             granule, active = size, lambda: int(mask() != 0)
-        self._moving(lambda: self._rows(memory.read_masked(where(), size, granule, active()).view(lane)))
+        self._moving(lambda: self._rows(m.memory.read_masked(where(), size, granule, active()).view(lane)))
 
     def _elementwise(self, op: int, size: int) -> bool:
         if self.insn.cut or self.insn.lane_mask is not None:
@@ -219,14 +219,14 @@ class _Vector:
 
     def _broadcast_source(self, where: Getter, size: int, lane: str) -> None:
         """Append a static array of the operand's size, refilled from the element in memory."""
-        memory, mask = self.m.memory, None if self.insn.reads_all else self.mask
+        m, mask = self.m, None if self.insn.reads_all else self.mask
         element = int(MemorySizeExt.size(self.ins.memory_size))
         fill = np.zeros(size // element, f"u{element}")
         self.args.append(self._rows(fill.view(lane)))
 
         def read() -> None:
             if mask is None or mask():
-                fill.fill(memory.read_int(where(), element))
+                fill.fill(m.memory.read_int(where(), element))
 
         self.fillers.append(read)
 
@@ -284,7 +284,7 @@ class _Vector:
         return masked
 
     def _to_memory(self, result: Callable[[], Any]) -> Step:
-        m, memory, where, size = self.m, self.m.memory, address(self.m, self.ins), width(self.ins, 0)
+        m, where, size = self.m, address(self.m, self.ins), width(self.ins, 0)
         lane, mask, count = self.insn.lane(0), self.mask, self.count
         granule = int(lane[1])
         if self.insn.aligned:
@@ -293,7 +293,7 @@ class _Vector:
 
             def plain() -> None:
                 out = result().astype(lane, copy=False)
-                buffer, offset = memory.locate(where(), size, True)
+                buffer, offset = m.memory.locate(where(), size, True)
                 np.ndarray((size // granule,), lane, buffer.raw, offset)[:] = out
 
             return plain
@@ -301,7 +301,7 @@ class _Vector:
         def masked() -> None:
             active = mask()
             out = np.ascontiguousarray(result(), lane).view(np.uint8)
-            memory.write_masked(where(), out, granule, active, m.lanes(active, count))
+            m.memory.write_masked(where(), out, granule, active, m.lanes(active, count))
 
         return masked
 

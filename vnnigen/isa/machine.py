@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import numpy.typing as npt
 
@@ -19,7 +21,10 @@ _POISON_SEED = 0x7FC0
 
 
 class Machine:
-    """Registers and memory: 16 GPRs and 8 masks as Python ints, 32 vectors as a (32, 64) byte array, and AMX tiles."""
+    """Registers and memory: 16 GPRs and 8 masks as Python ints, 32 vectors as a (32, 64) byte array, and AMX tiles.
+
+    The registers are the same objects for ever, the memory may be exchanged.
+    """
 
     def __init__(self, memory: Memory) -> None:
         self.memory = memory
@@ -30,19 +35,17 @@ class Machine:
         self.tiles = Tiles()
         self._lanes: dict[tuple[int, int], npt.NDArray[np.bool_]] = {}
 
-    def poison(self) -> None:
-        """Fill every register with garbage: random integers, and vectors whose floats are all NaN.
+    def reset(self, tile_config: bytes, *, poison: bool) -> None:
+        """Clear all registers, or fill them with garbage, and load a configuration of tiles.
 
-        Tiles keep their shapes.
+        Garbage is the same each time: random integers, and vectors whose floats are all NaN. Flags are undefined.
         """
-        rng = np.random.default_rng(_POISON_SEED)
-        self.gpr[:] = (int(x) for x in rng.integers(2**63, 2**64, 16, np.uint64))
-        self.k[:] = (int(x) for x in rng.integers(0, 2**64, 8, np.uint64))
-        words = self.vectors.view(np.uint16)
-        words[:, 0::2] = rng.integers(1, 2**16, (32, 16))
-        words[:, 1::2] = 0x7FC0 | rng.integers(0, 64, (32, 16))
+        gpr, k, vectors = _garbage() if poison else ([0] * 16, [0] * 8, np.zeros((32, 64), np.uint8))
+        self.gpr[:], self.k[:], self.vectors[:] = gpr, k, vectors
         self.flags.set(None, None, None, None, None)
-        self.tiles.poison(rng)
+        self.tiles.configure(tile_config)
+        if poison:
+            self.tiles.poison(np.random.default_rng(_POISON_SEED))
 
     def push(self, value: int) -> None:
         """Push a 64-bit value."""
@@ -79,3 +82,14 @@ class Machine:
             raise EmulatorError(f"callee-saved registers are not restored at ret: {', '.join(changed)}")
         if wide and self.vectors[:16, 16:].any():
             raise EmulatorError("upper halves of ymm registers are not clear at ret; VZEROUPPER is missing")
+
+
+@cache
+def _garbage() -> tuple[list[int], list[int], npt.NDArray[np.uint8]]:
+    """GPRs, masks and vectors of a poisoned machine."""
+    rng = np.random.default_rng(_POISON_SEED)
+    gpr, k = rng.integers(2**63, 2**64, 16, np.uint64).tolist(), rng.integers(0, 2**64, 8, np.uint64).tolist()
+    words = np.empty((32, 32), np.uint16)
+    words[:, 0::2] = rng.integers(1, 2**16, (32, 16))
+    words[:, 1::2] = 0x7FC0 | rng.integers(0, 64, (32, 16))
+    return gpr, k, words.view(np.uint8)

@@ -1,4 +1,7 @@
-"""Operands of decoded instructions as closures over the machine: addresses, integers, widths."""
+"""Operands of decoded instructions as closures over the machine: addresses, integers, widths.
+
+Registers are bound when a closure is made; the memory is looked up when it runs, as each call brings its own.
+"""
 
 from __future__ import annotations
 
@@ -110,10 +113,10 @@ def integer(m: Machine, ins: Instruction, op: int, bits: int, signed: bool) -> G
 
 def _unsigned(m: Machine, ins: Instruction, op: int, bits: int) -> tuple[Getter, int]:
     """Return (unsigned value, its width in bits)."""
-    g, k, memory = m.gpr, m.k, m.memory
+    g, k = m.gpr, m.k
     if is_memory(ins, op):
         where, size = address(m, ins), width(ins, op)
-        return lambda: memory.read_int(where(), size), 8 * size
+        return lambda: m.memory.read_int(where(), size), 8 * size
     if not is_register(ins, op):
         value = ins.immediate(op) & ((1 << bits) - 1)
         return lambda: value, bits
@@ -131,11 +134,11 @@ def _unsigned(m: Machine, ins: Instruction, op: int, bits: int) -> tuple[Getter,
 
 def setter(m: Machine, ins: Instruction, bits: int) -> Setter:
     """Return the writer of operand 0. 32-bit GPRs clear their upper half, 8 and 16 bits keep the rest."""
-    g, k, memory = m.gpr, m.k, m.memory
+    g, k = m.gpr, m.k
     if is_memory(ins, 0):
         where, size = address(m, ins), width(ins, 0)
         cut = (1 << 8 * size) - 1
-        return lambda value: memory.write_int(where(), size, value & cut)
+        return lambda value: m.memory.write_int(where(), size, value & cut)
     register = ins.op0_register
     i = number(register)
     if is_mask(register):
