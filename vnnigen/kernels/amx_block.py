@@ -1,0 +1,349 @@
+"""The code of one register block on tiles: its multiplies, woven with the epilogue of the block before.
+
+A block starts from the bias row, loaded with stride 0, multiplies, and leaves its accumulators in a buffer in scratch,
+because the tile unit and the vector unit share no registers.  The vector unit then finishes them while the tile unit is
+at the next block, which fills the other of two buffers: both streams stand in one sequence of instructions, evenly
+mixed, so that neither waits for the other's place in the reorder buffer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vnnigen.isa.assembler import Assembler, Mem
+from vnnigen.isa.encode import Insn
+from vnnigen.kernels.amx_tiling import ROW_BYTES, KSteps, RowTile, TilePlan
+from vnnigen.kernels.emit_common import add_const
+from vnnigen.kernels.emit_epilogue import emit_epilogue, epilogue_registers
+from vnnigen.kernels.emit_store import Tile
+from vnnigen.kernels.epilogue import EpilogueSpec
+from vnnigen.kernels.layout import ConstLayout
+from vnnigen.kernels.mac import Mac, TierCode
+
+Reg = Any
+#: Steps of K that are written out, mixed with an epilogue; a longer K goes on in loops.
+WOVEN_STEPS = 64
+#: Steps of K in the body of such a loop.
+LOOP_STEPS = 8
+#: Vectors of outputs that are finished together.
+EPILOGUE_VECTORS = 16
+
+
+@dataclass(frozen=True)
+class Registers:
+    """The general registers of a block, and its slots on the stack.
+
+    `done_off` and `done_col` say where the outputs of the block before go, `done` where its accumulators are; `fresh`
+    will point at this block's. `buffers` holds the sum of both addresses, `start` the address of room for a row.
+    """
+
+    args: Reg
+    consts: Reg
+    src: Reg
+    weights: Reg
+    col: Reg
+    done_off: Reg
+    done_col: Reg
+    done: Reg
+    fresh: Reg
+    ptr: Reg
+    k: Reg
+    stride: Reg
+    width: Reg
+    buffers: Mem
+    start: Mem
+    outer_left: Mem
+    inner_left: Mem
+
+
+@dataclass(frozen=True)
+class KRuns:
+    """How K lies in memory: `outer` x `inner` runs of `steps`, and the distances of runs in bytes of source."""
+
+    outer: int
+    inner: int
+    steps: KSteps
+    outer_stride: int
+    inner_stride: int
+
+    @property
+    def step_weights(self) -> int:
+        """Bytes of a panel that one step multiplies."""
+        return self.steps.size // 4 * ROW_BYTES
+
+    @property
+    def run_weights(self) -> int:
+        """Bytes of a panel that one run multiplies."""
+        return self.steps.count * self.step_weights
+
+    @property
+    def panel_bytes(self) -> int:
+        """Bytes of a panel."""
+        return self.outer * self.inner * self.run_weights
+
+
+@dataclass(frozen=True)
+class BlockCode:
+    """What all blocks of a kernel share. `pitches` are the bytes from line to line of tiles and from pixel to pixel."""
+
+    a: Assembler
+    tier: TierCode
+    mac: Mac
+    spec: EpilogueSpec
+    lay: ConstLayout
+    runs: KRuns
+    plan: TilePlan
+    rows: int
+    pitches: tuple[int, int]
+    out_pitches: tuple[int, int]
+    tiles: Sequence[Reg]
+    r: Registers
+
+
+def weave(main: Sequence[Insn], side: Sequence[Insn]) -> list[Insn]:
+    """Both sequences in one, each in its order, `side` spread evenly over `main`."""
+    mixed: list[Insn] = []
+    done = 0
+    for count, item in enumerate(main, 1):
+        mixed.append(item)
+        upto = count * len(side) // len(main)
+        mixed += side[done:upto]
+        done = upto
+    return mixed
+
+
+@dataclass(frozen=True)
+class Block:
+    """One shape of block: its tiles, panels, live lanes of the last panel, and the filter rows that meet the image."""
+
+    code: BlockCode
+    tiles: tuple[RowTile, ...]
+    nr: int
+    valid: int
+    taps: tuple[int, int]
+
+    # Multiplies
+
+    def multiply(self, *, finish: bool) -> None:
+        """Emit the block's multiplies and stores; with `finish` woven with the epilogue of one of the same shape."""
+        code = self.code
+        a, runs = code.a, code.runs
+        skipped = [t for t in range(code.lay.taps) if not self.taps[0] <= t < self.taps[1]]
+        with a.scope(), a.section(f"multiply {len(self.tiles)}x{self.nr} tiles" + ", finish the last" * finish):
+            spare = a.vec(code.tier.bits, "start") if skipped else None
+            with a.aside() as side:
+                if finish:
+                    self.epilogue()
+            at = runs.outer_stride * self.taps[0], runs.inner * runs.run_weights * self.taps[0]
+            outer = self.taps[1] - self.taps[0]
+            row_steps = runs.inner * runs.steps.count
+            with a.aside() as main:
+                self._start(spare, skipped)
+                if outer * row_steps <= WOVEN_STEPS:
+                    self._written_out(at, outer, runs.inner)
+                    self._store()
+                elif row_steps <= WOVEN_STEPS:
+                    self._written_out(at, 1, runs.inner)
+                else:
+                    self._steps([self._place(at, 0, 0, c) for c in range(min(runs.steps.count, WOVEN_STEPS))])
+            a.put(weave(main, side))
+            if outer * row_steps > WOVEN_STEPS:
+                if row_steps <= WOVEN_STEPS:
+                    self._further_rows(at, outer - 1)
+                else:
+                    self._further_steps(at, outer)
+                with a.aside() as main:
+                    self._store()
+                a.put(main)
+
+    def _place(self, at: tuple[int, int], outer: int, inner: int, step: int) -> tuple[int, int]:
+        """Distances of a step's source and weights from the cursors."""
+        runs = self.code.runs
+        source = outer * runs.outer_stride + inner * runs.inner_stride + step * runs.steps.size
+        return at[0] + source, at[1] + (outer * runs.inner + inner) * runs.run_weights + step * runs.step_weights
+
+    def _written_out(self, at: tuple[int, int], outer: int, inner: int) -> None:
+        """All steps of `outer` x `inner` runs, without loops."""
+        count = self.code.runs.steps.count
+        self._steps([self._place(at, o, i, c) for o in range(outer) for i in range(inner) for c in range(count)])
+
+    def _start(self, spare: Reg | None, skipped: list[int]) -> None:
+        """Load every accumulator with the start values of its columns, the same row 16 times.
+
+        Filter rows that meet padding only are not multiplied: what they add is part of the constants.
+        """
+        code, r = self.code, self.code.r
+        a, lay = code.a, code.lay
+        a.lea(r.fresh, Mem(r.consts, lay.init, index=r.col, scale=4))
+        if spare is not None:
+            a.mov(r.k, r.start)
+            for j in range(self.nr):
+                a.vmovups(spare, Mem(r.fresh, j * ROW_BYTES))
+                for tap in skipped:
+                    a.vpaddd(spare, spare, Mem(r.fresh, lay.tap(tap) - lay.init + j * ROW_BYTES))
+                a.vmovups(Mem(r.k, j * ROW_BYTES), spare)
+            a.mov(r.fresh, r.k)
+        a.mov(r.k, 0)
+        for i in range(len(self.tiles)):
+            for j in range(self.nr):
+                a.tileloadd(self._acc(i, j), Mem(r.fresh, j * ROW_BYTES, index=r.k))
+        a.mov(r.fresh, r.buffers)
+        a.sub(r.fresh, r.done)
+
+    def _acc(self, i: int, j: int) -> Reg:
+        return self.code.tiles[i * self.nr + j]
+
+    def _steps(self, places: Sequence[tuple[int, int]]) -> None:
+        """Products of some steps, each step with all accumulators in turn, so that none waits for the one before.
+
+        A register is loaded again right after the last product that needs what it holds.
+        """
+        a, code, r = self.code.a, self.code, self.code.r
+        pools = {"source": code.plan.source, "weights": code.plan.weights}
+        holds: dict[int, tuple[str, int, int]] = {}
+        last_use: dict[int, int] = {}
+        turns = {"source": 0, "weights": 0}
+        products: list[tuple[Reg, Reg, Reg]] = []
+        loads: dict[int, list[tuple[Reg, Mem]]] = {}
+
+        def operand(kind: str, which: int, step: int) -> Reg:
+            pool = pools[kind]
+            number = next((n for n in pool if holds.get(n) == (kind, which, step)), None)
+            if number is None:
+                number = pool[turns[kind] % len(pool)]
+                turns[kind] += 1
+                holds[number] = (kind, which, step)
+                source, weights = places[step]
+                if kind == "source":
+                    tile = self.tiles[which]
+                    disp = source + tile.line * code.pitches[0] + tile.pixel * code.pitches[1]
+                    mem = Mem(r.src, disp, index=r.stride)
+                else:
+                    mem = Mem(r.weights, weights + which * code.runs.panel_bytes, index=r.width)
+                loads.setdefault(last_use.get(number, -1) + 1, []).append((code.tiles[number], mem))
+            last_use[number] = len(products)
+            return code.tiles[number]
+
+        for step in range(len(places)):
+            for i in range(len(self.tiles)):
+                for j in range(self.nr):
+                    products.append((self._acc(i, j), operand("source", i, step), operand("weights", j, step)))
+        for number, (acc, x, w) in enumerate(products):
+            for tile, mem in loads.get(number, ()):
+                a.tileloadd(tile, mem)
+            code.mac.multiply(a, acc, x, w, None)
+
+    def _further_rows(self, at: tuple[int, int], rows: int) -> None:
+        """Filter rows after the first, one to a turn of a loop; cursors are put back."""
+        a, r, runs = self.code.a, self.code.r, self.code.runs
+        row_weights = runs.inner * runs.run_weights
+        a.mov(r.k, rows)
+        with a.loop(r.k):
+            a.add(r.src, runs.outer_stride)
+            a.add(r.weights, row_weights)
+            self._written_out(at, 1, runs.inner)
+        a.sub(r.src, rows * runs.outer_stride)
+        a.sub(r.weights, rows * row_weights)
+
+    def _further_steps(self, at: tuple[int, int], outer: int) -> None:
+        """What follows the written-out steps of the first run: its rest, and all other runs; cursors are put back."""
+        a, r, runs = self.code.a, self.code.r, self.code.runs
+        count, run_bytes = runs.steps.count, runs.steps.count * runs.steps.size
+        done = min(count, WOVEN_STEPS)
+        add_const(a, r.src, done * runs.steps.size)
+        add_const(a, r.weights, done * runs.step_weights)
+        self._run(at, count - done)
+        self._further_runs(at, runs.inner - 1, runs.inner_stride - run_bytes, r.inner_left)
+        if outer > 1:
+            a.mov(r.ptr, outer - 1)
+            a.mov(r.outer_left, r.ptr)
+            top = a.label("filter_rows")
+            a.bind(top)
+            add_const(a, r.src, runs.outer_stride - (runs.inner - 1) * runs.inner_stride - run_bytes)
+            self._run(at, count)
+            self._further_runs(at, runs.inner - 1, runs.inner_stride - run_bytes, r.inner_left)
+            a.mov(r.ptr, r.outer_left)
+            a.sub(r.ptr, 1)
+            a.mov(r.outer_left, r.ptr)
+            a.jnz(top)
+        add_const(a, r.src, -((outer - 1) * runs.outer_stride + (runs.inner - 1) * runs.inner_stride + run_bytes))
+        a.sub(r.weights, outer * runs.inner * runs.run_weights)
+
+    def _further_runs(self, at: tuple[int, int], runs: int, to_next: int, left: Mem) -> None:
+        """`runs` runs, each `to_next` bytes behind the end of the one before."""
+        a, r = self.code.a, self.code.r
+        if not runs:
+            return
+        a.mov(r.ptr, runs)
+        a.mov(left, r.ptr)
+        top = a.label("taps")
+        a.bind(top)
+        add_const(a, r.src, to_next)
+        self._run(at, self.code.runs.steps.count)
+        a.mov(r.ptr, left)
+        a.sub(r.ptr, 1)
+        a.mov(left, r.ptr)
+        a.jnz(top)
+
+    def _run(self, at: tuple[int, int], count: int) -> None:
+        """`count` steps from the cursors, which move past them."""
+        a, r, runs = self.code.a, self.code.r, self.code.runs
+        turns, rest = divmod(count, LOOP_STEPS)
+        if turns:
+            a.mov(r.k, turns)
+            with a.loop(r.k):
+                self._steps([self._place(at, 0, 0, c) for c in range(LOOP_STEPS)])
+                a.add(r.src, LOOP_STEPS * runs.steps.size)
+                a.add(r.weights, LOOP_STEPS * runs.step_weights)
+        self._steps([self._place(at, 0, 0, c) for c in range(rest)])
+        add_const(a, r.src, rest * runs.steps.size)
+        add_const(a, r.weights, rest * runs.step_weights)
+
+    def _store(self) -> None:
+        """Store the accumulators: rows of tiles below each other, the panels of a row side by side."""
+        a, r = self.code.a, self.code.r
+        a.mov(r.k, self.nr * ROW_BYTES)
+        for i in range(len(self.tiles)):
+            for j in range(self.nr):
+                mem = Mem(r.fresh, (i * self.code.rows * self.nr + j) * ROW_BYTES, index=r.k)
+                a.tilestored(mem, self._acc(i, j))
+
+    # Epilogue
+
+    def epilogue(self) -> None:
+        """Emit the epilogue of the block whose accumulators are at `done`, without branches."""
+        code = self.code
+        down, along = code.out_pitches
+        todo = [
+            (i * code.rows + row, y * down + x * along) for i, tile in enumerate(self.tiles) for row, y, x in tile.rows
+        ]
+        group = self._group()
+        for first in range(0, len(todo), group):
+            self._rows(todo[first : first + group])
+
+    def _group(self) -> int:
+        """Rows to finish together: as many as registers hold, in fours of vectors, which are stored together."""
+        code = self.code
+        room = code.tier.registers - 1 - epilogue_registers(code.spec, code.tier)
+        rows = max(1, min(EPILOGUE_VECTORS, room) // self.nr)
+        fours = {1: 4, 2: 2}.get(self.nr, 1)
+        return rows // fours * fours or rows
+
+    def _rows(self, rows: Sequence[tuple[int, int]]) -> None:
+        """Load rows of accumulators from the buffer and finish them."""
+        code, r = self.code, self.code.r
+        a = code.a
+        with a.scope():
+            acc = [[a.vec(code.tier.bits, f"acc{i}_{j}") for j in range(self.nr)] for i in range(len(rows))]
+            for (at, _), vectors in zip(rows, acc, strict=True):
+                for j, v in enumerate(vectors):
+                    a.vmovups(v, Mem(r.done, (at * self.nr + j) * ROW_BYTES))
+            offsets = [out for _, out in rows]
+            emit_epilogue(
+                Tile(
+                    a, code.tier, code.spec, code.lay, acc, offsets, self.valid, r.args, r.consts, r.done_col,
+                    r.done_off, r.ptr,
+                )
+            )  # fmt: skip
