@@ -66,7 +66,7 @@ def test_channel_order(size: int, lanes: int) -> None:
 @given(win=WINDOWS, oh=st.integers(1, 9), ow=st.integers(1, 9))
 def test_tiles_fit(tier: str, mac: object, win: Window, oh: int, ow: int) -> None:
     code = TIER_CODE[tier]
-    vectors = block_vectors(mac, code, 64)
+    vectors = block_vectors(mac, code, 64, 1)
     th, tw = rank_tiles(win, code, mac, vectors, oh, ow, EPILOGUE_TEMPS)[0]
     size = mac.k_per_dword  # type: ignore[attr-defined]
     columns = {4: 5, 2: 3, 1: 1}[size]
@@ -108,3 +108,19 @@ def test_filters(tier: str, kernel: tuple[int, int], stride: object) -> None:
     case = Case((1, 6, 7, 9), (9, 1, *kernel), groups=9, padding=(kernel[0] // 2, kernel[1] // 2), stride=stride)
     for src in ("u8", "s8", "f32"):
         check_emulated(random_numbers(case, seeded(len(src) + kernel[0] + kernel[1]), src), tier)
+
+
+@pytest.mark.parametrize("tier", ["avx512", "avx2"])
+def test_more_lines_of_a_pixel_where_pixels_alias(tier: str) -> None:
+    """Powers of two between pixels take wider blocks of channels."""
+    code = TIER_CODE[tier]
+    lines = {c: block_vectors(FMA, code, c, 1) * code.vector_bytes // 64 for c in (32, 96, 128, 512, 1000, 1024)}
+    wide = {"avx512": (2, 4), "avx2": (1, 2)}[tier]
+    assert lines == {32: 1, 96: 1, 128: wide[0], 512: wide[1], 1000: 1, 1024: wide[1]}
+    assert block_vectors(FMA, code, 256, 2) * code.vector_bytes == 128
+    for channels in (128, 256, 512, 1040):
+        for stride in (1, 2):
+            check_emulated(
+                Case((1, 5, 6, channels), (channels, 1, 3, 3), src="f32", out="f32", groups=channels, padding=1,
+                     stride=stride, bias="f32"), tier,
+            )  # fmt: skip

@@ -13,6 +13,7 @@ packed in that order, and narrowing s32 to bytes puts the channels back.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -45,8 +46,14 @@ from vnnigen.kernels.packing import (
 from vnnigen.kernels.types import DType
 
 Reg = Any
-#: Bytes from pixel to pixel, a multiple of which leaves few sets of the L1 cache to a channel block.
-ALIASED_PITCH = 2048
+#: Cache lines of a pixel that f32 kernels use at a time, by bits of a vector: (pitch, stride, lines) of the largest
+#: power of two that divides the bytes from pixel to pixel, and the least stride, that need so many (see
+#: `block_vectors`). Measured on Zen 5: on AVX-512, 1024 channels of 10x10 pixels took 29 us with one line, 25 with two,
+#: 16 with four. With 16 registers, two lines leave tiles of two or four pixels, and rows are seldom shared.
+LINES: dict[int, tuple[tuple[int, int, int], ...]] = {
+    512: ((2048, 1, 4), (512, 1, 2)),
+    256: ((2048, 1, 2), (1024, 2, 2)),
+}
 #: Largest tile that is considered.
 TALLEST, WIDEST = 4, 4
 #: Tap of each column of a group, None where the output does not use the column.
@@ -116,15 +123,17 @@ def weight_vectors(win: Window, size: int, th: int, tw: int) -> dict[tuple[int, 
     return found
 
 
-def block_vectors(mac: Mac, tier: TierCode, channels: int) -> int:
-    """Accumulators of a pixel: G of integers; for f32, which nothing ties together, one cache line, or two.
+def block_vectors(mac: Mac, tier: TierCode, channels: int, stride: int) -> int:
+    """Accumulators of a pixel: G of integers; for f32, which nothing ties together, a few cache lines.
 
     Where pixels lie a large power of two apart, the same line of each shares a few sets of the cache with the others
-    and they drive each other out: then two lines of every pixel are used at a time.
+    and they drive each other out, and each is in a page of its own: then more of every pixel is used at a time.
     """
     if mac.acc == "s32":
         return mac.k_per_dword
-    return (128 if channels * 4 % ALIASED_PITCH == 0 else 64) // tier.vector_bytes
+    pitch = math.gcd(4 * channels, 4096)
+    lines = next((lines for least, s, lines in LINES[tier.bits] if pitch >= least and stride >= s), 1)
+    return 64 * lines // tier.vector_bytes
 
 
 def channel_order(size: int, lanes: int) -> NDArray[np.intp]:
@@ -206,7 +215,7 @@ class DepthwiseNest(LoopNest):
     def __init__(self, key: DepthwiseKey, features: frozenset[str] | None):
         super().__init__(key, features)
         self.size = key.mac.k_per_dword
-        self.width = block_vectors(key.mac, key.tier, key.g.ic)
+        self.width = block_vectors(key.mac, key.tier, key.g.ic, key.g.sw)
         self.window = key.window
         self.vectors = weight_vectors(key.window, self.size, *_packed_tile(key.tier, key.mac, self.width, key.spec))
         self.block_bytes = len(self.vectors) * self.width * key.tier.vector_bytes
@@ -372,7 +381,7 @@ class PackedDepthwise:
         """The kernel of a problem; `pick` is shown the candidates, best first by estimate, and says which to take."""
         run, spec = self.runs[0], self.epilogue.spec
         mac, flat = run.mac, replace(g, groups=1, n=g.ic)
-        width = block_vectors(mac, self.tier, g.ic)
+        width = block_vectors(mac, self.tier, g.ic, g.sw)
         block = width * self.tier.lanes
         blocks = -(-g.ic // block)
         # Without byte masks, a tail of channels cannot be loaded in place.
@@ -427,7 +436,7 @@ def pack(op: str, w: Weights, tier: TierCode, src: DType, x_zp: int, epilogue: E
     taps = w.values.reshape(w.values.shape[0], *w.values.shape[2:])
     mac = _choose_mac(w, taps, win, tier, epilogue.spec)
     taps = as_element(taps, mac)
-    size, width = mac.k_per_dword, block_vectors(mac, tier, len(taps))
+    size, width = mac.k_per_dword, block_vectors(mac, tier, len(taps), win.sw)
     block = width * tier.lanes
     if mac is CHAIN_EXACT:
         taps = taps.astype(np.int16)
