@@ -7,18 +7,21 @@ takes one: broadcast from four bytes under EVEX, whole vectors otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from vnnigen.isa.assembler import Assembler
-from vnnigen.kernels.approx import PROGRAMS, Bits, Operation, Program, Scalar, Var
+from vnnigen.kernels.approx import PROGRAMS, Bits, Operation, Program, Scalar, Table, Var
 
-#: A register number, a constant or a scalar in memory, or an immediate.
-Place = int | Bits | Scalar
+#: A register number, or a constant or a scalar in memory.
+Place = int | Bits | Scalar | Table
 _FMA = {"fma": "vfmadd", "fms": "vfmsub", "fnma": "vfnmadd"}
 _PLAIN = {n: f"v{n}ps" for n in ("add", "sub", "mul", "div", "max", "min", "and", "or")}
+_PLAIN |= {"plus": "vpaddd", "pick": "vpermd"}
+#: Shifts to the left, by how much.
+_SHIFTS = {"exponent": 23, "eighths": 20}
 _COMMUTES = ("add", "mul", "and", "or")
 
 
@@ -45,16 +48,19 @@ def lowered(kind: str, evex: bool) -> Lowered:
     return lower(PROGRAMS[kind], evex)
 
 
-def lower(program: Program, evex: bool) -> Lowered:
-    """Choose the instructions and registers of a program, with or without EVEX's embedded broadcast."""
-    return _Lowering(program.operations, evex).run()
+def lower(program: Program, evex: bool, resident: frozenset[Place] = frozenset()) -> Lowered:
+    """Choose the instructions and registers of a program, with or without EVEX's embedded broadcast.
+
+    Constants of `resident` are in registers of their own, see `emit_together`.
+    """
+    return _Lowering(program.operations, evex, resident).run()
 
 
 class _Lowering:
     """Register allocation in one pass: a value's register is free again after the operation that uses it last."""
 
-    def __init__(self, operations: Sequence[Operation], evex: bool) -> None:
-        self.operations, self.evex = operations, evex
+    def __init__(self, operations: Sequence[Operation], evex: bool, resident: frozenset[Place]) -> None:
+        self.operations, self.evex, self.resident = operations, evex, resident
         self.last = {s.index: k for k, op in enumerate(operations) for s in op.sources if isinstance(s, Var)}
         self.where: dict[int, int] = {0: 0}
         self.free: list[int] = []
@@ -66,12 +72,12 @@ class _Lowering:
         for k, op in enumerate(self.operations):
             if op.name in _FMA:
                 register = self._fused(k, op)
-            elif op.name == "exponent":
+            elif op.name in _SHIFTS:
                 (source,) = self._places(op, ())
                 self._release(k, op)
                 register = self._take()
                 assert isinstance(source, int)
-                self.out.append(Instruction("vpslld", (register, source), 23))
+                self.out.append(Instruction("vpslld", (register, source), _SHIFTS[op.name]))
             else:
                 register = self._plain(k, op)
             self.where[k + 1] = register
@@ -104,6 +110,8 @@ class _Lowering:
         for i, s in enumerate(op.sources):
             if isinstance(s, Var):
                 places.append(self.where[s.index])
+            elif isinstance(s, Table) or (s in self.resident and op.name not in _FMA):
+                places.append(s)
             elif i in memory and not used and (self.evex or isinstance(s, Bits)):
                 used = True
                 places.append(s)
@@ -140,7 +148,8 @@ class _Lowering:
         if at == 1:
             a, b = b, a
         if at == 2:
-            form, operands = "231", (c, b, a) if isinstance(a, (Bits, Scalar)) else (c, a, b)
+            form = "231"
+            operands: tuple[Place, ...] = (c, b, a) if isinstance(a, (Bits, Scalar)) else (c, a, b)
         elif isinstance(b, int):
             form, operands = "213", (a, b, c)
         else:
@@ -160,9 +169,32 @@ def emit(
 
     `memory` gives the operand of a constant or scalar: of four bytes for VBROADCASTSS, else of a whole vector.
     """
-    registers = [v, *temps]
+    emit_together(a, code, [[v, *temps]], memory, {})
+
+
+def emit_together(
+    a: Assembler, code: Lowered, vectors: Sequence[Sequence[Any]], memory: Callable[[Bits | Scalar, bool], Any],
+    resident: Mapping[Place, Any], masks: Sequence[Any] = (),
+) -> None:  # fmt: skip
+    """Do what `emit` does for several vectors in step, each with its temporaries behind it.
+
+    In step because a scheduler that is full of one vector's waiting instructions sees nothing of the next one.
+    `resident` are constants in registers; tables must be there. Where there are `masks`, one for each vector, results
+    are zero in the lanes that they leave out.
+    """
+
+    def operand(place: Place, registers: Sequence[Any], one: bool) -> Any:
+        if isinstance(place, int):
+            return registers[place]
+        if place in resident or isinstance(place, Table):
+            return resident[place]
+        return memory(place, one)
+
     for ins in code.instructions:
-        one = ins.mnemonic == "vbroadcastss"
-        operands = [registers[p] if isinstance(p, int) else memory(p, one) for p in ins.operands]
+        broadcast = ins.mnemonic == "vbroadcastss"
+        copies = broadcast and ins.operands[1] in resident
         immediate = () if ins.immediate is None else (ins.immediate,)
-        getattr(a, ins.mnemonic)(*operands, *immediate)
+        for i, registers in enumerate(vectors):
+            operands = [operand(p, registers, broadcast) for p in ins.operands]
+            masked = {"mask": masks[i], "zero": True} if masks and ins is code.instructions[-1] else {}
+            getattr(a, "vmovaps" if copies else ins.mnemonic)(*operands, *immediate, **masked)
