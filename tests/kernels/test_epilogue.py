@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from tests.kernels.exact import exact_fma, round_to_f32
 from vnnigen.errors import DTypeError, QuantizationError
-from vnnigen.kernels import post_ops as post_ops_module
+from vnnigen.kernels import steps as steps_module
 from vnnigen.kernels.epilogue import Epilogue, EpilogueSpec, StepSpec, fold, reference_epilogue
-from vnnigen.kernels.post_ops import Clip, LeakyReLU, Linear, PostOp, ReLU, Step, Sum
+from vnnigen.kernels.post_ops import Clip, LeakyReLU, Linear, PostOp, ReLU, Sum
+from vnnigen.kernels.steps import Step
 
 RANGES = {"u8": (0, 255), "s8": (-128, 127)}
 
@@ -257,8 +258,8 @@ class Opaque(PostOp):
 
 
 def test_a_step_kind_added_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(post_ops_module.STEP_REFERENCE, "cube", lambda v, c, t: v * v * v)
-    monkeypatch.setitem(post_ops_module.STEP_SCALARS, "cube", 0)
+    monkeypatch.setitem(steps_module.STEP_REFERENCE, "cube", lambda v, c, t: v * v * v)
+    monkeypatch.setitem(steps_module.STEP_SCALARS, "cube", 0)
     ops = (Opaque(), Linear(1.0, 4.0), ReLU())
     e = fold(n=1, post_ops=ops, out="u8", y_scale=0.25, acc_bound=np.array([10.0]))
     assert e.spec.post_scale

@@ -12,17 +12,8 @@ from hypothesis import strategies as st
 
 from tests.kernels.exact import exact_fma, round_to_f32
 from vnnigen.errors import DTypeError, QuantizationError
-from vnnigen.kernels.post_ops import (
-    STEP_RANGE,
-    STEP_REFERENCE,
-    STEP_SCALARS,
-    Clip,
-    LeakyReLU,
-    Linear,
-    PostOp,
-    ReLU,
-    Sum,
-)
+from vnnigen.kernels.post_ops import Clip, LeakyReLU, Linear, PostOp, ReLU, Sum
+from vnnigen.kernels.steps import STEP_RANGE, STEP_REFERENCE, STEP_SCALARS
 
 U8 = np.zeros(1, np.uint8)
 F32 = np.zeros(1, np.float32)

@@ -37,7 +37,7 @@ from vnnigen.kernels.emit_epilogue import EPILOGUE_TEMPS, STEP_EMIT, epilogue_re
 from vnnigen.kernels.emit_store import splat
 from vnnigen.kernels.epilogue import EpilogueSpec, StepSpec, fold, reference_epilogue
 from vnnigen.kernels.mac import TIER_CODE
-from vnnigen.kernels.post_ops import CHANNEL_KINDS, STEP_SCALARS, TENSOR_KINDS
+from vnnigen.kernels.steps import CHANNEL_KINDS, STEP_SCALARS, TENSOR_KINDS
 
 TIERS = ("avx512_bf16", "avx512_vnni", "avx512", "avx_vnni", "avx2")
 HERE = tuple(t for t in TIERS if why_not(t) is None)

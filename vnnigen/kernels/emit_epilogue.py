@@ -1,7 +1,7 @@
 """The epilogue's code: accumulators to outputs, in registers.
 
 `STEP_EMIT` holds one emitter per step kind, each the twin of the function of the same kind in
-`post_ops.STEP_REFERENCE`; a new kind of step adds one entry to both tables.
+`steps.STEP_REFERENCE`; a new kind of step adds one entry to both tables.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vnnigen.kernels.emit_store import Tile, splat, store_dwords, store_packed, 
 from vnnigen.kernels.epilogue import FLOATS, EpilogueSpec, StepSpec
 from vnnigen.kernels.layout import ARG_DST, ARG_TENSORS
 from vnnigen.kernels.mac import TierCode
-from vnnigen.kernels.post_ops import CHANNEL_KINDS, S32_TOP, TENSOR_KINDS
+from vnnigen.kernels.steps import CHANNEL_KINDS, S32_TOP, TENSOR_KINDS
 
 Reg = Any
 OUT_BYTES = {"u8": 1, "s8": 1, "bf16": 2, "s32": 4, "f32": 4}

@@ -30,18 +30,9 @@ import numpy.typing as npt
 from vnnigen.errors import DTypeError, QuantizationError, ShapeError
 from vnnigen.kernels.bf16 import round_to_bf16
 from vnnigen.kernels.fma import fma32
-from vnnigen.kernels.post_ops import (
-    CHANNEL_KINDS,
-    STEP_RANGE,
-    STEP_REFERENCE,
-    STEP_SCALARS,
-    TENSOR_KINDS,
-    PostOp,
-    Range,
-    Step,
-    check_sum_zero_point,
-)
+from vnnigen.kernels.post_ops import PostOp, check_sum_zero_point
 from vnnigen.kernels.qparams import check_scale, check_zero_point
+from vnnigen.kernels.steps import CHANNEL_KINDS, STEP_RANGE, STEP_REFERENCE, STEP_SCALARS, TENSOR_KINDS, Range, Step
 from vnnigen.kernels.types import F32, F64, INT_RANGE, NUMPY, Array, DType
 
 # Outputs that are real numbers, without scale and zero point.

@@ -18,8 +18,9 @@ from vnnigen.errors import QuantizationError, ShapeError
 from vnnigen.kernels.epilogue import FLOATS, Epilogue, StepSpec, fold, reference_epilogue
 from vnnigen.kernels.layout import ConstLayout
 from vnnigen.kernels.packing import aligned, fill_constants
-from vnnigen.kernels.post_ops import Binary, Linear, PostOp, Step, Sum
+from vnnigen.kernels.post_ops import Binary, Linear, PostOp, Sum
 from vnnigen.kernels.qparams import check_scale, check_zero_point
+from vnnigen.kernels.steps import Step
 from vnnigen.kernels.types import F64, INT_RANGE, NUMPY, Array, DType
 
 

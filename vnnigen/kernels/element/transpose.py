@@ -34,7 +34,7 @@ from vnnigen.kernels.emit_common import add_const, counted, div_const, set_mask,
 from vnnigen.kernels.epilogue import EpilogueSpec
 from vnnigen.kernels.layout import ARG_CONSTS, ARG_DST, ARG_SRC, ConstLayout
 from vnnigen.kernels.mac import TierCode
-from vnnigen.kernels.post_ops import S32_TOP
+from vnnigen.kernels.steps import S32_TOP
 from vnnigen.kernels.types import DType
 
 Reg = Any
