@@ -19,6 +19,7 @@ from vnnigen.kernels import blocking
 from vnnigen.kernels.families import FAMILIES
 from vnnigen.kernels.layout import ARG_CONSTS, ARG_DST, ARG_SLOTS, ARG_SRC, ARG_TENSORS, ARG_WEIGHTS
 from vnnigen.kernels.mac import TIER_CODE
+from vnnigen.kernels.packed import suited
 from vnnigen.runtime.compiled import generate
 
 _generate = lru_cache(maxsize=64)(generate)
@@ -35,17 +36,23 @@ class Lowered:
     y_shape: tuple[int, ...]
 
 
-def lower(op: v.Operator, x_shape: tuple[int, ...], src: Any, tier: str, family_name: str | None = None) -> Lowered:
+def lower(
+    op: v.Operator, x_shape: tuple[int, ...], src: Any, tier: str, family_name: str | None = None, *,
+    narrow: bool = False,
+) -> Lowered:  # fmt: skip
     """Pack and generate for `tier`, without asking whether this machine has it. `op` is of the reference tier.
 
-    The kernel family is the named one, or the first that does not object.
+    The kernel family is the named one, or the first that does not object; `narrow` weights stay bytes where they can,
+    whatever the shape.
     """
     weights, code = op._weights, TIER_CODE[tier]
     fit = [f for f in FAMILIES if f.why_not(weights, code) is None]
     family = next(f for f in fit if family_name in (None, f.name))
     packed = family.pack(op._op, weights, code, src, op._q.x_zp, op._prepare(src).epilogue)
     problem = op._problem(x_shape, src)
-    keys = packed.keys_for(op._geometry(problem))
+    g = op._geometry(problem)
+    packed = packed if narrow else suited(packed, g)
+    keys = packed.keys_for(g)
     return Lowered(op, packed, keys, tuple(_generate(key) for key in keys), op._y_shape(problem))
 
 

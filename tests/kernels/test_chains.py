@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from itertools import pairwise, product
 
 import numpy as np
@@ -9,12 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.kernels.cases import Case
-from tests.kernels.emulation import emulate, lower
+from tests.kernels.cases import Case, assert_same_bits, expected
+from tests.kernels.emulation import emulate, fine_grid, lower
+from vnnigen.kernels.geometry import gemm_geometry
 from vnnigen.kernels.layout import MAX_LAUNCHES
 from vnnigen.kernels.mac import TIER_CODE
-from vnnigen.kernels.packed import plan_runs
+from vnnigen.kernels.packed import is_thin, plan_runs
 from vnnigen.kernels.packing import Run, chain_runs, safe_columns
+from vnnigen.kernels.problem import GemmProblem
 
 
 def saturates(w0: int, w1: int) -> bool:
@@ -92,3 +95,56 @@ def test_a_pair_that_only_padding_completes_is_safe(tier: str) -> None:
         assert [key.mac.name for key in low.keys] == ["exact" if op._weights.merged else "fast"]
         x = np.full(case.x, 255, np.uint8)
         assert np.array_equal(emulate(low, x, np.int32).y, op(x))
+
+
+NARROW = (
+    Case((1, 40), (70, 40)), Case((1, 37), (33, 37), src="s8"), Case((7, 9), (17, 9), src="s8", out="s32"),
+    Case((1, 5, 4, 3), (19, 3, 3, 3), padding=1), Case((1, 5, 5, 6), (10, 3, 3, 3), groups=2, padding=1, src="s8"),
+    Case((1, 1, 1, 1), (1, 1, 1, 1), out="s32"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("fine", [False, True])
+@pytest.mark.parametrize("case", NARROW, ids=str)
+@pytest.mark.parametrize("tier", ["avx512", "avx2"])
+def test_weights_that_stay_bytes(tier: str, case: Case, fine: bool) -> None:
+    """The exact chain widens them when it loads them: the same results from half the bytes."""
+    with fine_grid() if fine else nullcontext():
+        op, x = case.operator("reference"), case.source()
+        op._weights.values.reshape(-1)[: op._weights.k] = 127  # unsafe, if there is a pair
+        want = expected(case, op, x, [])
+        low = lower(op, case.x, case.src, tier, narrow=True)
+        if op._weights.k == 1:
+            assert low.keys[0].mac.name == "fast"
+            return
+        assert [key.mac.narrow for key in low.keys] == [True]
+        assert_same_bits(emulate(low, x, want.dtype, skew=1).y, want, (case, tier))
+        wide = low.packed.wide
+        assert not any(run.mac.narrow for run in wide.runs)
+        assert sum(run.weights.nbytes for run in low.packed.runs) * 2 == sum(run.weights.nbytes for run in wide.runs)
+
+
+@pytest.mark.parametrize("tier", ["avx512", "avx2"])
+def test_zero_points_need_words(tier: str) -> None:
+    """A weight less its zero point is no s8."""
+    case = Case((1, 40), (70, 40), w_zp=True)
+    low = lower(case.operator("reference"), case.x, "u8", tier, narrow=True)
+    assert [key.mac.narrow for key in low.keys] == [False]
+
+
+@pytest.mark.parametrize("tier", ["avx512", "avx2"])
+def test_few_pixels_take_bytes(tier: str) -> None:
+    """The more weights, the more pixels must share the widening of each; packing again is put off until then."""
+    code = TIER_CODE[tier]
+    most = []
+    for n, k in ((64, 64), (1024, 1024), (4096, 4096)):
+        thin = [is_thin(gemm_geometry(GemmProblem(m, n, k)), code) for m in range(1, 100)]
+        assert thin == sorted(thin, reverse=True)
+        most.append(sum(thin))
+    assert most == sorted(most)
+    assert 0 < most[-1] < 99
+    op = Case((1, 1024), (1024, 1024)).operator("reference")
+    low = lower(op, (1, 1024), "u8", tier)
+    assert low.keys[0].mac.narrow
+    assert "wide" not in vars(low.packed)
+    assert not lower(op, (300, 1024), "u8", tier).keys[0].mac.narrow

@@ -20,8 +20,12 @@ STRIP_BYTES = 256 << 10
 L1_BLOCK = 32 << 10
 #: Bytes of a column block's weights that stay in the L2 cache beside a tile's source rows.
 L2_BLOCK = 640 << 10
-#: Bytes of source of a strip where weights stream from beyond the L2 cache.
-HIGH_STRIP_BYTES = 8 << 20
+#: Bytes of source of a strip where weights stream from beyond the L2 cache: read in place, and copied to scratch.
+HIGH_STRIP_BYTES, HIGH_COPY_BYTES = 8 << 20, 2 << 20
+#: Strips' worth of weights from which on a copied source is cut into high strips.
+FAR_COPY = 8
+#: Panels that a tile may stream from beyond the L2 cache, and what more of them cost.
+STREAMS, STREAMED = 4, 1.1
 #: What a tile costs whose rows drive each other out of the L1 cache.
 ALIASED = 1.3
 #: Grid steps wanted when there is work enough; two to eight threads balance on this many.
@@ -72,12 +76,12 @@ class Registers:
         return acc + loop <= tier.registers and mr * nr + self.epilogue <= tier.registers
 
 
-def _pairs(tier: TierCode, need: Registers, nr_max: int, mr_max: int) -> list[tuple[int, int, int]]:
-    """All (mr, nr, resident) that fit, `resident` as large as possible."""
+def _pairs(tier: TierCode, mac: Mac, need: Registers, nr_max: int, mr_max: int) -> list[tuple[int, int, int]]:
+    """All (mr, nr, resident) that fit, `resident` as large as possible; weights that are widened must all be."""
     found = []
     for nr in range(1, min(nr_max, 8) + 1):
         for mr in range(1, mr_max + 1):
-            for resident in range(nr, -1, -1):
+            for resident in range(nr, nr - 1 if mac.narrow else -1, -1):
                 if need.fits(tier, mr, nr, resident):
                     found.append((mr, nr, resident))
                     break
@@ -88,17 +92,18 @@ def _pairs(tier: TierCode, need: Registers, nr_max: int, mr_max: int) -> list[tu
 class CostModel:
     """Estimated cycles of tiles; the constants were fitted to measurements of all vector tiers on Zen 5.
 
-    `kd` counts the K steps of a tile, `pixels` those of the whole problem.
+    `kd` counts the K steps of a tile, `pixels` those of the whole problem, `weights` the bytes of all weights.
     """
 
     tier: TierCode
     mac: Mac
     kd: int
     pixels: int
+    weights: int = 0
 
     def tile(self, mr: int, nr: int, resident: int) -> float:
         """Cycles of one tile: the slowest of multiply ports, load ports, accumulator latency and B's way from L2."""
-        mac, vector = self.mac, self.tier.vector_bytes
+        mac, vector = self.mac, self.mac.panel_step(self.tier)
         from_memory = (nr - resident) * mr
         loads = mr + resident + from_memory
         latency = mac.latency if mac.latency > 1 else 1.0
@@ -110,6 +115,8 @@ class CostModel:
             # matters where many tiles could share them.
             far = self.kd * nr * vector > L2_BLOCK and self.pixels > 32 * mr
             step += nr * vector / (64 if far else 256)
+        if mr == self.pixels and nr > STREAMS and self.weights > L2_BLOCK:
+            step *= STREAMED
         # A tile's end overlaps the next one's multiplies only as far as the reorder buffer reaches.
         acc = mr * nr
         return self.kd * step + TILE_START + acc * (ACC_END + acc * ACC_WAIT)
@@ -159,10 +166,11 @@ def aliased_rows(g: Geometry, mac: Mac) -> int:
 def _ranked_tiles(g: Geometry, tier: TierCode, mac: Mac, need: Registers) -> list[_Scored]:
     """All register tiles that fit, best first."""
     panels = -(-g.n // tier.lanes)
-    model = CostModel(tier, mac, segments(g, mac, row_pitch=0, pixel_pitch=0).total_dwords, g.oh * g.ow)
+    dwords = segments(g, mac, row_pitch=0, pixel_pitch=0).total_dwords
+    model = CostModel(tier, mac, dwords, g.oh * g.ow, g.n * g.k * mac.weight_bytes)
     scored = []
     # A tile larger than the problem only wastes registers.
-    for mr, nr, resident in _pairs(tier, need, panels, min(tier.registers, g.oh * g.ow)):
+    for mr, nr, resident in _pairs(tier, mac, need, panels, min(tier.registers, g.oh * g.ow)):
         tile = _tile(g, mr)
         if tile[0] * tile[1] == mr:  # otherwise the tile comes up again with its own mr
             cost = model.problem(g.oh, g.ow, panels, tile, nr, resident)
@@ -182,7 +190,7 @@ def rank_blockings(g: Geometry, tier: TierCode, mac: Mac, need: Registers) -> tu
     """
     ranked = _ranked_tiles(g, tier, mac, need)
     panels = -(-g.n // tier.lanes)
-    copy, weights = needs_copy(g, mac), g.n * g.k * mac.element_bytes
+    copy, weights = needs_copy(g, mac), g.n * g.k * mac.weight_bytes
 
     def blocking(s: _Scored, cut: tuple[int, int] | None = None) -> Blocking:
         th, tw = s.tile
@@ -224,8 +232,12 @@ def grid(
     row_bytes = g.padded_w * g.ic * mac.element_bytes * g.sh
     halo = g.strip_rows(1) * g.padded_w * g.ic * mac.element_bytes
     # Where every strip streams weights that no L2 cache holds, fewer and higher strips matter more than a source that
-    # stays in L2: a tile reads its rows once for all of a block's columns.
-    room = HIGH_STRIP_BYTES if weights > 2 * STRIP_BYTES and not copy else STRIP_BYTES
+    # stays in L2: a tile reads its rows once for all of a block's columns. A copy that leaves L2 costs more, so that
+    # this takes more weights.
+    if copy:
+        room = HIGH_COPY_BYTES if weights > FAR_COPY * STRIP_BYTES else STRIP_BYTES
+    else:
+        room = HIGH_STRIP_BYTES if weights > 2 * STRIP_BYTES else STRIP_BYTES
     fit = max(1, (room - halo) // max(1, row_bytes) + 1)
     rows = -(-g.oh // th) * th if fit >= g.oh else max(th, fit // th * th)
     wanted = max(1, min(TARGET_STEPS, macs // MIN_STEP_MACS))

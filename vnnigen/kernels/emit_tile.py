@@ -53,7 +53,7 @@ class TileCode:
     @property
     def panel_bytes(self) -> int:
         """Bytes from one packed panel of weights to the next."""
-        return self.seg.total_dwords * self.tier.vector_bytes
+        return self.seg.total_dwords * self.mac.panel_step(self.tier)
 
 
 @dataclass
@@ -80,10 +80,10 @@ class _Loop:
     def step(self, src_disp: int, dword: int, *, tail: bool) -> None:
         """One dword of K for all pixels and vectors; `dword` counts from the weights cursor."""
         a, code = self.a, self.code
-        at = [dword * code.tier.vector_bytes + j * code.panel_bytes for j in range(len(self.acc[0]))]
+        at = [dword * code.mac.panel_step(code.tier) + j * code.panel_bytes for j in range(len(self.acc[0]))]
         operands: list[Any] = list(self.weights)
         for j, w in enumerate(self.weights):
-            a.vmovups(w, Mem(self.cur.weights, at[j]))
+            (a.vpmovsxbw if code.mac.narrow else a.vmovups)(w, Mem(self.cur.weights, at[j]))
         operands += [Mem(self.cur.weights, d) for d in at[len(self.weights) :]]
         ones: Any = self.ones8
         if tail and self.sums:
@@ -114,7 +114,7 @@ class _Loop:
     def looped(self) -> None:
         """Loops over the runs of K, and over dwords within a run; both cursors are put back afterwards."""
         a, seg, cur = self.a, self.code.seg, self.cur
-        vb = self.code.tier.vector_bytes
+        vb = self.code.mac.panel_step(self.code.tier)
         unroll = self.code.blocking.unroll
         # The last dword of a run stands alone when its row sum, or its pair of bf16, must leave the padding out.
         special = self.pair_tail or (bool(self.sums) and seg.tail != self.code.mac.k_per_dword)

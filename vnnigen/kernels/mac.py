@@ -9,7 +9,7 @@ and in having masks, all of which this module says; CONTRIBUTING.md lists what a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,8 @@ class Mac:
     width: the additions of a chain are emitted that many steps after their multiplications. Additions may go to any
     vector port, and next to their multiplications they take the multipliers' (measured on Zen 5: 84 % of the exact
     chain's peak with 1 product in flight, 93 % with 12). `cost` is the multiply instructions of one step over the two
-    ports that multiply; `latency` the length of the accumulator's dependency chain in cycles.
+    ports that multiply; `latency` the length of the accumulator's dependency chain in cycles. `narrow` says that
+    weights lie in memory as bytes and are widened to words when they are loaded.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Mac:
     ones: bool = False
     lag512: int = 0
     lag256: int = 0
+    narrow: bool = False
 
     @property
     def k_per_dword(self) -> int:
@@ -55,6 +57,15 @@ class Mac:
     def element_bytes(self) -> int:
         """Bytes of one source element as multiplied."""
         return 4 // self.k_per_dword
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of one packed weight."""
+        return 1 if self.narrow else self.element_bytes
+
+    def panel_step(self, tier: TierCode) -> int:
+        """Bytes of a packed panel that one step along K multiplies."""
+        return tier.lanes * self.k_per_dword * self.weight_bytes
 
     @property
     def acc(self) -> str:
@@ -148,6 +159,8 @@ ONES8 = np.full(64, 1, dtype=np.int8)
 VNNI = Mac("vnni", "u8", 0.5, 4, _vpdpbusd)
 CHAIN_FAST = Mac("fast", "u8", 1.0, 1, _maddubsw, _add, ones=True, lag512=3, lag256=2)
 CHAIN_EXACT = Mac("exact", "s16", 0.5, 1, _maddwd, _add, lag512=11, lag256=5)
+#: Where no zero point widens the weights, they can stay bytes: a matrix-vector product waits for them and nothing else.
+CHAIN_EXACT_NARROW = replace(CHAIN_EXACT, narrow=True)
 FMA = Mac("fma", "f32", 0.5, 4, _fma)
 
 BF16 = Mac("bf16", "bf16", 0.5, 6, _vdpbf16ps)

@@ -8,16 +8,18 @@ each range of columns with the same chain.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vnnigen.kernels.blocking import choose_blocking, rank_blockings
+from vnnigen.kernels.blocking import L2_BLOCK, choose_blocking, rank_blockings
 from vnnigen.kernels.epilogue import Epilogue
 from vnnigen.kernels.geometry import Geometry
 from vnnigen.kernels.layout import ConstLayout
-from vnnigen.kernels.mac import BF16, CHAIN_EXACT, CHAIN_FAST, FMA, VNNI, Mac, TierCode
+from vnnigen.kernels.mac import BF16, CHAIN_EXACT, CHAIN_EXACT_NARROW, CHAIN_FAST, FMA, VNNI, Mac, TierCode
 from vnnigen.kernels.nest import NestKey, register_need
 from vnnigen.kernels.packing import (
     Array,
@@ -105,6 +107,17 @@ class Packed:
     src: DType
     epilogue: Epilogue
     runs: tuple[PackedRun, ...]
+    #: Packs the narrow runs again, as words.
+    widen: Callable[[], tuple[PackedRun, ...]] | None = field(default=None, kw_only=True)
+
+    def suited(self, g: Geometry) -> Packed:
+        """These weights as geometry `g` wants them: bytes that are widened when loaded if few pixels share them."""
+        return self if self.widen is None or is_thin(g, self.tier) else self.wide
+
+    @cached_property
+    def wide(self) -> Packed:
+        """The same with no narrow run; packed when the first problem wants it."""
+        return self if self.widen is None else replace(self, runs=self.widen(), widen=None)
 
     def keys_for(self, g: Geometry, pick: Pick | None = None) -> tuple[NestKey, ...]:
         """The kernels that compute geometry `g` (of all columns) with these weights.
@@ -132,6 +145,25 @@ class Packed:
         return tuple((r.run.start, r.run.stop, r.mac.name) for r in self.runs)
 
 
+#: Bytes of weights, as words, beyond which an L3 cache may not hold them.
+L3_WEIGHTS = 8 << 20
+
+
+def suited(packed: Any, g: Geometry) -> Any:
+    """Packed weights of any family as geometry `g` wants them; only those of this module differ."""
+    return packed.suited(g) if isinstance(packed, Packed) else packed
+
+
+def is_thin(g: Geometry, tier: TierCode) -> bool:
+    """Whether the exact chain's time is that of reading weights, so that half the bytes pay for widening them.
+
+    How many pixels that takes depends on where weights come from: measured on Zen 5, the two ways meet there.
+    """
+    pixels, weights = g.images * g.oh * g.ow, 2 * g.groups * g.n * g.k
+    few = tier.lanes // 16 if weights <= L2_BLOCK else tier.lanes // 4 if weights <= L3_WEIGHTS else 16
+    return pixels <= few
+
+
 def _columns_of(g: Geometry, run: Run) -> Geometry:
     return g if run.stop - run.start == g.n else replace(g, n=run.stop - run.start)
 
@@ -153,7 +185,8 @@ def plan_runs(w: Weights, tier: TierCode) -> list[tuple[Run, Mac]]:
     k = pad_runs(k_order(w.values, w.groups, w.merged), CHAIN_FAST.k_per_dword)
     safe = safe_columns(k)
     runs: Sequence[Run] = chain_runs(safe, 4 * tier.lanes) if w.groups == 1 else [Run(0, w.columns, bool(safe.all()))]
-    return [(r, CHAIN_FAST if r.safe else CHAIN_EXACT) for r in runs]
+    exact = CHAIN_EXACT_NARROW if w.zero_point is None else CHAIN_EXACT
+    return [(r, CHAIN_FAST if r.safe else exact) for r in runs]
 
 
 def pack_dot(op: str, w: Weights, tier: TierCode, src: DType, x_zp: int, epilogue: Epilogue) -> Packed:
@@ -173,10 +206,17 @@ def dot_why_not(w: Weights, tier: TierCode) -> str | None:
 
 def pack(op: str, w: Weights, tier: TierCode, src: DType, x_zp: int, epilogue: Epilogue) -> Packed:
     """Pack weights for `tier` and sources of type `src` with zero point `x_zp`."""
-    runs = tuple(
-        pack_run(w, tier, src, x_zp, epilogue, run, mac, mac.k_per_dword) for run, mac in plan_runs(w, tier)
-    )
-    return Packed(op, tier, src, epilogue, runs)
+
+    def packed(run: Run, mac: Mac) -> PackedRun:
+        return pack_run(w, tier, src, x_zp, epilogue, run, mac, mac.k_per_dword)
+
+    plan = plan_runs(w, tier)
+    runs = tuple(packed(run, mac) for run, mac in plan)
+
+    def widen() -> tuple[PackedRun, ...]:
+        return tuple(packed(r.run, CHAIN_EXACT) if r.mac.narrow else r for r in runs)
+
+    return Packed(op, tier, src, epilogue, runs, widen=widen if any(mac.narrow for _, mac in plan) else None)
 
 
 def pack_run(
@@ -188,7 +228,7 @@ def pack_run(
     shift = 128 if src == "s8" and mac.element == "u8" else 0
     zps = None if w.zero_point is None else w.zero_point.reshape(w.groups, w.columns)
     folded = mac.element == "s16" and zps is not None
-    if mac.element == "s16":
+    if mac.element == "s16" and not mac.narrow:
         ordered = ordered.astype(np.int16)
         if zps is not None:
             ordered = ordered - zps.astype(np.int16)[:, :, None, None]

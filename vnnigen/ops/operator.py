@@ -19,7 +19,7 @@ from vnnigen.kernels.epilogue import Epilogue, fold
 from vnnigen.kernels.geometry import Geometry
 from vnnigen.kernels.layout import MAX_TENSORS
 from vnnigen.kernels.mac import TIER_CODE
-from vnnigen.kernels.packed import Weights
+from vnnigen.kernels.packed import Weights, suited
 from vnnigen.kernels.post_ops import PostOp, TensorOp
 from vnnigen.kernels.problem import ConvProblem, GemmProblem, acc_bound
 from vnnigen.kernels.qparams import check_scale, check_zero_point
@@ -203,8 +203,10 @@ class Operator:
         prepared = self._prepare(src)
         bound, tunings = None, tuple[Tuning, ...]()
         if prepared.packed is not None:
-            keys, tunings = tuned_keys(prepared.packed, self._geometry(problem), num_threads())
-            bound = Bound(keys, prepared.packed.runs)
+            geometry = self._geometry(problem)
+            packed = suited(prepared.packed, geometry)
+            keys, tunings = tuned_keys(packed, geometry, num_threads())
+            bound = Bound(keys, packed.runs)
         y_dtype = np.dtype(NUMPY[self._q.out])
         y_shape, tensors = self._y_shape(problem), len(self._tensor_ops)
         plan = Plan(problem, prepared, bound, y_shape, y_dtype, tensors, tunings=tunings)
