@@ -82,15 +82,14 @@ def test_cuts_of_common_runs() -> None:
 
 
 @pytest.mark.parametrize(("down", "across"), [(d, a) for d in range(1, 5) for a in range(1, 5) if d * a <= 4])
-def test_tile_registers_are_used_once_and_one_operand_stays_whole(down: int, across: int) -> None:
+def test_tile_registers_are_used_once_and_operands_have_two(down: int, across: int) -> None:
     plan = plan_tiles(down, across)
     used = [*range(plan.accumulators), *plan.source, *plan.weights]
     assert plan.accumulators == down * across
     assert len(set(used)) == len(used) <= TILE_REGISTERS
     assert max(used) < TILE_REGISTERS
-    assert 1 <= len(plan.source) <= down
-    assert 1 <= len(plan.weights) <= across
-    assert len(plan.source) == down or len(plan.weights) == across
+    assert 2 <= len(plan.source) <= 2 * down
+    assert 2 <= len(plan.weights) <= 2 * across
 
 
 @st.composite

@@ -14,7 +14,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vnnigen.kernels.amx_nest import AmxKey
-from vnnigen.kernels.amx_tiling import CostModel, RankedTiles, aliased, cut_run, k_steps, rank_tiles, run_elements
+from vnnigen.kernels.amx_tiling import (
+    STRIP_ROOM,
+    CostModel,
+    RankedTiles,
+    aliased,
+    cut_run,
+    k_steps,
+    rank_tiles,
+    run_elements,
+)
 from vnnigen.kernels.blocking import TILES, Blocking, grid, other_grids
 from vnnigen.kernels.emit_copy import scratch_rows
 from vnnigen.kernels.epilogue import Epilogue
@@ -68,6 +77,8 @@ class PackedAmx:
             shape = tiles.shape
             copy = padded or aliased(g, mac.element_bytes, tiles.rows)
             strip, chunk = cut or grid(g, mac, shape.th, -(-panels // shape.nr), copy, **work)
+            row_bytes = g.sh * g.w * g.ic * mac.element_bytes
+            strip = min(strip, max(1, STRIP_ROOM // (row_bytes * shape.th)) * shape.th)
             strip = _strip(g, strip, shape.th, tiles.rows, copy)
             blocking = Blocking(shape.th, shape.tw, shape.nr, 0, 1, strip, chunk, copy, int(tiles.variant))
             spec = self.epilogue.spec

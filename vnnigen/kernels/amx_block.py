@@ -8,7 +8,7 @@ mixed, so that neither waits for the other's place in the reorder buffer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,8 @@ class Registers:
     """The general registers of a block, and its slots on the stack.
 
     `done_off` and `done_col` say where the outputs of the block before go, `done` where its accumulators are; `fresh`
-    will point at this block's. `buffers` holds the sum of both addresses, `start` the address of room for a row.
+    will point at this block's. `buffers` holds the sum of both addresses, `start` the address of room for a row,
+    `waiting` that of this block's accumulators between two parts of K.
     """
 
     args: Reg
@@ -54,6 +55,7 @@ class Registers:
     width: Reg
     buffers: Mem
     start: Mem
+    waiting: Mem
     outer_left: Mem
     inner_left: Mem
 
@@ -116,13 +118,27 @@ def weave(main: Sequence[Insn], side: Sequence[Insn]) -> list[Insn]:
 
 @dataclass(frozen=True)
 class Block:
-    """One shape of block: its tiles, panels, live lanes of the last panel, and the filter rows that meet the image."""
+    """One shape of block: its tiles, panels, live lanes of the last panel, and the filter rows that meet the image.
+
+    `part`, if any, is (first, count) of the steps of a single run that it multiplies: one part of a split K.
+    """
 
     code: BlockCode
     tiles: tuple[RowTile, ...]
     nr: int
     valid: int
     taps: tuple[int, int]
+    part: tuple[int, int] | None = None
+
+    @property
+    def begins(self) -> bool:
+        """Whether the block begins with the start values."""
+        return self.part is None or self.part[0] == 0
+
+    @property
+    def ends(self) -> bool:
+        """Whether its sums are complete."""
+        return self.part is None or sum(self.part) == self.code.runs.steps.count
 
     # Multiplies
 
@@ -140,23 +156,35 @@ class Block:
             outer = self.taps[1] - self.taps[0]
             row_steps = runs.inner * runs.steps.count
             with a.aside() as main:
-                self._start(spare, skipped)
-                if outer * row_steps <= WOVEN_STEPS:
+                if self.begins:
+                    self._start(spare, skipped)
+                else:
+                    self._move_waiting(a.tileloadd)
+                if self.ends:
+                    a.mov(code.r.fresh, code.r.buffers)
+                    a.sub(code.r.fresh, code.r.done)
+                if self.part is not None:
+                    first, count = self.part
+                    self._steps([self._place(at, 0, 0, first + c) for c in range(count)])
+                    if self.ends:
+                        self._store(code.r.fresh)
+                    else:
+                        self._move_waiting(lambda tile, mem: a.tilestored(mem, tile))
+                    self._next_waiting()
+                elif outer * row_steps <= WOVEN_STEPS:
                     self._written_out(at, outer, runs.inner)
-                    self._store()
+                    self._store(code.r.fresh)
                 elif row_steps <= WOVEN_STEPS:
                     self._written_out(at, 1, runs.inner)
                 else:
                     self._steps([self._place(at, 0, 0, c) for c in range(min(runs.steps.count, WOVEN_STEPS))])
             a.put(weave(main, side))
-            if outer * row_steps > WOVEN_STEPS:
+            if self.part is None and outer * row_steps > WOVEN_STEPS:
                 if row_steps <= WOVEN_STEPS:
                     self._further_rows(at, outer - 1)
                 else:
                     self._further_steps(at, outer)
-                with a.aside() as main:
-                    self._store()
-                a.put(main)
+                self._store(code.r.fresh)
 
     def _place(self, at: tuple[int, int], outer: int, inner: int, step: int) -> tuple[int, int]:
         """Distances of a step's source and weights from the cursors."""
@@ -189,8 +217,18 @@ class Block:
         for i in range(len(self.tiles)):
             for j in range(self.nr):
                 a.tileloadd(self._acc(i, j), Mem(r.fresh, j * ROW_BYTES, index=r.k))
-        a.mov(r.fresh, r.buffers)
-        a.sub(r.fresh, r.done)
+
+    def _move_waiting(self, move: Callable[[Reg, Mem], None]) -> None:
+        """Load or store accumulators that wait for the next part of K."""
+        self.code.a.mov(self.code.r.fresh, self.code.r.waiting)
+        self._move(self.code.r.fresh, move)
+
+    def _next_waiting(self) -> None:
+        """Go on to where the next block's accumulators wait."""
+        a, r = self.code.a, self.code.r
+        a.mov(r.k, r.waiting)
+        a.add(r.k, len(self.tiles) * self.nr * self.code.rows * ROW_BYTES)
+        a.mov(r.waiting, r.k)
 
     def _acc(self, i: int, j: int) -> Reg:
         return self.code.tiles[i * self.nr + j]
@@ -301,14 +339,17 @@ class Block:
         add_const(a, r.src, rest * runs.steps.size)
         add_const(a, r.weights, rest * runs.step_weights)
 
-    def _store(self) -> None:
-        """Store the accumulators: rows of tiles below each other, the panels of a row side by side."""
+    def _store(self, buffer: Reg) -> None:
+        """Store the accumulators into a buffer."""
+        self._move(buffer, lambda tile, mem: self.code.a.tilestored(mem, tile))
+
+    def _move(self, buffer: Reg, move: Callable[[Reg, Mem], None]) -> None:
+        """Move all accumulators: in the buffer rows of tiles lie below each other, the panels of a row side by side."""
         a, r = self.code.a, self.code.r
         a.mov(r.k, self.nr * ROW_BYTES)
         for i in range(len(self.tiles)):
             for j in range(self.nr):
-                mem = Mem(r.fresh, (i * self.code.rows * self.nr + j) * ROW_BYTES, index=r.k)
-                a.tilestored(mem, self._acc(i, j))
+                move(self._acc(i, j), Mem(buffer, (i * self.code.rows * self.nr + j) * ROW_BYTES, index=r.k))
 
     # Epilogue
 

@@ -15,11 +15,13 @@ from vnnigen.isa.assembler import Code, Label, Mem
 from vnnigen.kernels.amx_block import Block, BlockCode, KRuns, Registers
 from vnnigen.kernels.amx_tiling import (
     ROW_BYTES,
+    ROWS,
     TILE_REGISTERS,
     KSteps,
     Shape,
     Variant,
     even_rows,
+    k_parts,
     plan_tiles,
     row_tiles,
     run_elements,
@@ -90,8 +92,17 @@ class AmxKey(NestKey):
 
     @property
     def scratch(self) -> int:
-        """Bytes of scratch a step needs: source rows, two buffers, a row of start values."""
-        return self.buffer_at + 2 * self.buffer_bytes + self.blocking.nr * ROW_BYTES
+        """Bytes of scratch a step needs: source rows, two buffers, a row of start values, accumulators that wait."""
+        waiting = self.blocking.strip // self.blocking.th if Variant.SPLIT_K in self.variant else 0
+        return self.buffer_at + (2 + waiting) * self.buffer_bytes + self.blocking.nr * ROW_BYTES
+
+    @property
+    def k_parts(self) -> tuple[tuple[int, int] | None, ...]:
+        """The parts of K that are multiplied one after the other, None for all of it."""
+        if Variant.SPLIT_K not in self.variant:
+            return (None,)
+        step = (self.block_tiles[0] * self.rows + ROWS * self.blocking.nr) * self.steps_of_run.size
+        return k_parts(self.steps_of_run.count, step)
 
     @property
     def tile_config(self) -> bytes:
@@ -130,9 +141,9 @@ class AmxNest(LoopNest):
 
     # Slots of the stack: where the group, the rows of a class and a phase begin, the odometer, and what blocks need.
     (
-        SRC0, OFF0, COL0, WEIGHTS0, CLASS_SRC, CLASS_OFF, ROWS, SRC, OFF, PIXEL, ALONG_LEFT_, ROWS_LEFT, COLUMNS_LEFT,
-        COLUMNS, BUFFER, BUFFERS, START, OUTER, INNER,
-    ) = range(19)  # fmt: skip
+        SRC0, OFF0, COL0, WEIGHTS0, CLASS_SRC, CLASS_OFF, ROW_COUNT, SRC, OFF, PIXEL, ALONG_LEFT_, ROWS_LEFT, COLUMNS_LEFT,
+        COLUMNS, BUFFER, BUFFERS, START, OUTER, INNER, WAITING, BLOCKS_LEFT,
+    ) = range(21)  # fmt: skip
 
     def __init__(self, key: AmxKey, features: frozenset[str] | None):
         super().__init__(key, features)
@@ -169,7 +180,7 @@ class AmxNest(LoopNest):
     def _groups(self) -> None:
         """All groups, one after the other."""
         a, key, g, cur = self.a, self.key, self.key.g, self.cur
-        self.own = a.stack(8 * 19)
+        self.own = a.stack(8 * 21)
         for slot, register in (
             (self.SRC0, self.first_src), (self.OFF0, self.first_off), (self.COL0, cur.col),
             (self.WEIGHTS0, cur.weights),
@@ -195,8 +206,8 @@ class AmxNest(LoopNest):
         a, key, cur, g = self.a, self.tiles_key, self.cur, self.key.g
         registers = Registers(
             cur.args, cur.consts, cur.src, cur.weights, cur.col, cur.off, self.first_src, done, fresh, cur.ptr, cur.k,
-            cur.outer, a.gpr("row_bytes"), self._my(self.BUFFERS), self._my(self.START), self._my(self.OUTER),
-            self._my(self.INNER),
+            cur.outer, a.gpr("row_bytes"), self._my(self.BUFFERS), self._my(self.START), self._my(self.WAITING),
+            self._my(self.OUTER), self._my(self.INNER),
         )  # fmt: skip
         down = g.sh * self.row_pitch
         return BlockCode(
@@ -230,18 +241,41 @@ class AmxNest(LoopNest):
                 a.test(self.cur.ptr, self.cur.ptr)
                 a.jz(none)
             a.mov(self._my(self.COLUMNS), self.cur.ptr)
-            self._rows_of_image(b.nr, lanes, one_column=key.full_blocks == 1)
+            if key.full_blocks > 1 and Variant.SPLIT_K in self.tiles_key.variant:
+                self._columns_by_parts(lanes)
+            else:
+                self._rows_of_image(b.nr, lanes, one_column=key.full_blocks == 1)
             a.bind(none)
         tail = key.g.n - key.full_blocks * key.block_columns
         if tail:
             panels = -(-tail // lanes)
             with self._only_last(self.CHUNK, key.chunks):
-                for sign in (1, -1):
-                    self._shift(self.OFF0, sign * last * key.block_columns)
-                    self._shift(self.COL0, sign * last * key.block_columns)
-                    self._shift(self.WEIGHTS0, sign * last * self.block_bytes)
-                    if sign > 0:
-                        self._rows_of_image(panels, tail - (panels - 1) * lanes, one_column=True)
+                self._shift_columns(last)
+                self._rows_of_image(panels, tail - (panels - 1) * lanes, one_column=True)
+                self._shift_columns(-last)
+
+    def _shift_columns(self, blocks: int) -> None:
+        """Move the group's beginning by column blocks."""
+        self._shift(self.OFF0, blocks * self.key.block_columns)
+        self._shift(self.COL0, blocks * self.key.block_columns)
+        self._shift(self.WEIGHTS0, blocks * self.block_bytes)
+
+    def _columns_by_parts(self, lanes: int) -> None:
+        """Full column blocks one by one, each with all parts of K; the group's beginning is put back."""
+        a, cur, first = self.a, self.cur, (self.OFF0, self.COL0, self.WEIGHTS0)
+        saved = a.stack(8 * len(first))
+        for i, slot in enumerate(first):
+            a.mov(cur.ptr, self._my(slot))
+            a.mov(saved + 8 * i, cur.ptr)
+        self._set(self.BLOCKS_LEFT, self._my(self.COLUMNS))
+        top = a.label("column_block")
+        a.bind(top)
+        self._rows_of_image(self.key.blocking.nr, lanes, one_column=True)
+        self._shift_columns(1)
+        self._count(self.BLOCKS_LEFT)
+        a.jnz(top)
+        for i, slot in enumerate(first):
+            self._set(slot, saved + 8 * i)
 
     def _classes(self) -> list[tuple[TileClass, tuple[int, int]]]:
         """Rows of blocks by height and by the filter rows that meet the image."""
@@ -267,9 +301,10 @@ class AmxNest(LoopNest):
             for x, tw, along in ((0, b.tw, full), (full * b.tw, tail, 1)):
                 if tw and along:
                     tiles = row_tiles(g, self.tiles_key.shape(rows.size, tw, nr), self.code.rows)
-                    block = Block(self.code, tiles, nr, valid, taps)
                     one_row = self.key.strips == 1 and rows.count == 1
-                    self._phase(_Phase(block, rows.size, tw, x, along, one_row, one_column))
+                    for part in self.tiles_key.k_parts:
+                        block = Block(self.code, tiles, nr, valid, taps, part)
+                        self._phase(_Phase(block, rows.size, tw, x, along, one_row, one_column))
             a.bind(absent)
 
     def _locate_class(self, rows: TileClass, absent: Label) -> None:
@@ -277,7 +312,7 @@ class AmxNest(LoopNest):
         a, key, g, b, cur = self.a, self.key, self.key.g, self.key.blocking, self.cur
         down, out = g.sh * self.row_pitch * b.th, g.ow * key.ldo * b.th
         if key.strips == 1:
-            self._set(self.ROWS, rows.count)
+            self._set(self.ROW_COUNT, rows.count)
             for start, to, by in ((self.SRC0, self.CLASS_SRC, down), (self.OFF0, self.CLASS_OFF, out)):
                 a.mov(cur.ptr, rows.first * by)
                 a.add(cur.ptr, self._my(start))
@@ -295,7 +330,7 @@ class AmxNest(LoopNest):
         a.cmovg(last, bound)
         a.sub(last, first)
         a.jle(absent)
-        a.mov(self._my(self.ROWS), last)
+        a.mov(self._my(self.ROW_COUNT), last)
         a.sub(first, strip)
         for start, to, by in ((self.SRC0, self.CLASS_SRC, down), (self.OFF0, self.CLASS_OFF, out)):
             a.imul(last, first, by)
@@ -311,6 +346,15 @@ class AmxNest(LoopNest):
         p.block.multiply(finish=False)
         top, body, end = a.label("next_block"), a.label("block"), a.label("last_block")
         alone = p.along == 1 and p.one_row and p.one_column
+        if not p.block.ends:
+            if not alone:
+                self._advance(p, top, end)
+                a.bind(top)
+                p.block.multiply(finish=False)
+                self._advance(p, top, end)
+                a.jmp(top)
+                a.bind(end)
+            return
         if not alone:
             a.bind(top)
         a.mov(r.done, r.fresh)
@@ -342,6 +386,10 @@ class AmxNest(LoopNest):
         self._first_pixels(p)
         a.mov(r.done, self._my(self.BUFFERS))
         a.sub(r.done, self._my(self.BUFFER))
+        if p.block.part is not None:
+            a.mov(r.ptr, self._my(self.START))
+            a.add(r.ptr, self.key.blocking.nr * ROW_BYTES)
+            a.mov(self._my(self.WAITING), r.ptr)
 
     def _first_column(self, p: _Phase) -> None:
         a, r = self.a, self.code.r
@@ -354,7 +402,7 @@ class AmxNest(LoopNest):
         if p.along > 1:
             self._set(self.ALONG_LEFT_, p.along)
         if not p.one_row:
-            self._set(self.ROWS_LEFT, self._my(self.ROWS))
+            self._set(self.ROWS_LEFT, self._my(self.ROW_COUNT))
 
     def _advance(self, p: _Phase, body: Label, end: Label) -> None:
         """Move to the next block and fall through or jump to `body`; to `end` after the last."""

@@ -27,6 +27,8 @@ LATENCY = 36
 L1_LINE, L2_LINE, FAR_LINE = 0.5, 1.4, 5.0
 #: Bytes that stay in the L1 cache (of 48 KiB), and in the L2 cache (of 2 MiB), between two uses.
 L1_ROOM, L2_ROOM = 40 << 10, 1280 << 10
+#: Bytes of source that one step of the grid reads again for every column block.
+STRIP_ROOM = 1 << 20
 #: Cycles of a block that hide behind nothing: its loop, and the wait for its last products.
 BLOCK_START = 24.0
 #: Ways of the L1 cache: as many rows a multiple of 4096 bytes apart does it hold.
@@ -38,10 +40,13 @@ class Variant(IntFlag):
 
     COLUMNS_INSIDE: blocks run along the columns first, so that their rows of A stay in the L1 cache, not their panels.
     MERGED_ROWS: tiles run on from one row of (copied, padded) pixels to the next; pixels on padding are not stored.
+    SPLIT_K: all blocks of a column multiply one part of K after the other, so that a part of the panels stays in L1;
+    accumulators wait in scratch in between (sums are taken in the same order).
     """
 
     COLUMNS_INSIDE = 1
     MERGED_ROWS = 2
+    SPLIT_K = 4
 
 
 # --- K ----------------------------------------------------------------------------------------------------
@@ -81,6 +86,13 @@ def run_elements(g: Geometry) -> tuple[int, bool]:
 def k_steps(g: Geometry, steps: KSteps) -> int:
     """Tile steps of all of K."""
     return g.kh * (1 if run_elements(g)[1] else g.kw) * steps.count
+
+
+def k_parts(steps: int, bytes_of_step: int) -> tuple[tuple[int, int], ...]:
+    """(first step, steps) of the parts of K whose operands, `bytes_of_step` a step, stay in the L1 cache."""
+    parts = max(1, -(-steps * bytes_of_step // L1_ROOM))
+    ends = [steps * i // parts for i in range(parts + 1)]
+    return tuple((first, end - first) for first, end in zip(ends, ends[1:], strict=False))
 
 
 # --- pixels -----------------------------------------------------------------------------------------------
@@ -149,7 +161,7 @@ def row_tiles(g: Geometry, shape: Shape, rows: int) -> tuple[RowTile, ...]:
 
 @dataclass(frozen=True)
 class TilePlan:
-    """Tile registers by use. With fewer weight (source) registers than weight (source) tiles they take turns."""
+    """Tile registers by use; those of an operand take turns."""
 
     accumulators: int
     source: tuple[int, ...]
@@ -157,11 +169,12 @@ class TilePlan:
 
 
 def plan_tiles(down: int, across: int) -> TilePlan:
-    """Split the eight tiles: all accumulators stay, one operand stays whole, the other may rotate."""
+    """Split the eight tiles: all accumulators stay; each operand has a register to load while another is in use."""
     acc = down * across
     free = TILE_REGISTERS - acc
-    source = min(down, free - 1) if down >= across else down
-    weights = min(across, free - source)
+    source = min(2 * down, free // 2)
+    weights = min(2 * across, free - source)
+    source = min(2 * down, free - weights)
     at = acc + source
     return TilePlan(acc, tuple(range(acc, at)), tuple(range(at, at + weights)))
 
@@ -199,37 +212,49 @@ class CostModel:
     steps: int
     step_bytes: int
 
-    def block(self, shape: Shape, rows: int, inside: bool) -> float:
-        """Cycles of one block among many like it; `inside` as COLUMNS_INSIDE."""
+    def block(self, shape: Shape, rows: int, variant: Variant) -> float:
+        """Cycles of one block among many like it."""
         down, across = shape.down(self.g, rows), shape.nr
         acc, vectors = down * across, shape.th * shape.tw * across
+        parts = len(self.parts(shape, rows)) if Variant.SPLIT_K in variant else 1
         multiply = self.steps * max(acc * rows, rows + LATENCY)
-        load = self._operands(shape, down, rows, inside) + acc * rows * L1_LINE + 1.25 * vectors * L1_LINE
-        store = acc * rows + vectors * _stores(self.spec, across)
+        # Accumulators that wait come from L2 and go there.
+        wait = (parts - 1) * acc * rows
+        load = self._operands(shape, down, rows, variant) + acc * rows * L1_LINE + 1.25 * vectors * L1_LINE
+        load += wait * 2 * L2_LINE
+        store = acc * rows + vectors * _stores(self.spec, across) + wait
         vector = (vectors * epilogue_slots(self.spec, across) + self.steps * acc) / 2
-        return BLOCK_START + max(multiply, load, store, vector)
+        return BLOCK_START * parts + max(multiply, load, store, vector)
 
-    def _operands(self, shape: Shape, down: int, rows: int, inside: bool) -> float:
+    @property
+    def one_run(self) -> bool:
+        """Whether the problem is a product of matrices, whose K is a single run."""
+        g = self.g
+        return g.ow == 1 and g.kh == g.kw == g.groups == 1
+
+    def parts(self, shape: Shape, rows: int) -> tuple[tuple[int, int], ...]:
+        """The parts of K where it is split: a step's bytes of one block's rows and panels."""
+        return k_parts(self.steps, (shape.down(self.g, rows) * rows + ROWS * shape.nr) * self.step_bytes)
+
+    def _operands(self, shape: Shape, down: int, rows: int, variant: Variant) -> float:
         """Cycles of the load ports, or of the way from the cache where the operands are, for all tile loads."""
         g = self.g
-        plan = plan_tiles(down, shape.nr)
-        # With one register for several panels, each row of tiles loads them all again.
-        again = down if len(plan.weights) < shape.nr else 1
         panel = self.steps * self.step_bytes * ROWS
         columns, weights = shape.nr * panel, self.panels * panel
         source_rows = g.strip_rows(shape.th)
         wide = (shape.tw - 1) * g.sw + (g.kw - 1) * g.dw + 1
         fresh = source_rows * wide * g.icg * self.element_bytes
-        source = g.h * g.w * g.icg * self.element_bytes
+        source = min(g.h * g.w * g.icg * self.element_bytes, STRIP_ROOM)
         loads_a, loads_b = float(down * rows * self.steps), columns / ROW_BYTES
-        near = fresh + columns
+        near = 0 if Variant.SPLIT_K in variant else fresh + columns
+        inside = Variant.COLUMNS_INSIDE in variant
         a_line = _line(near if inside else source + columns)
         b_line = _line(weights + fresh if inside else near)
         lines_from_afar = min(loads_a, fresh / ROW_BYTES)
         cycles = lines_from_afar * a_line + (loads_a - lines_from_afar) * L1_LINE
-        return cycles + loads_b * (b_line + (again - 1) * L1_LINE)
+        return cycles + loads_b * b_line
 
-    def problem(self, shape: Shape, rows: int, inside: bool) -> float:
+    def problem(self, shape: Shape, rows: int, variant: Variant) -> float:
         """Cycles of the whole problem, tails included."""
         g, total = self.g, 0.0
         for th, h_count in ((shape.th, g.oh // shape.th), (g.oh % shape.th, 1)):
@@ -237,7 +262,7 @@ class CostModel:
                 for nr, v_count in ((shape.nr, self.panels // shape.nr), (self.panels % shape.nr, 1)):
                     if th and tw and nr and h_count and w_count and v_count:
                         part = Shape(th, tw, nr, shape.pitch)
-                        total += h_count * w_count * v_count * self.block(part, rows, inside)
+                        total += h_count * w_count * v_count * self.block(part, rows, variant)
         return total * g.images * g.groups
 
 
@@ -263,8 +288,8 @@ def _even(length: int, unit: int, most: int) -> int:
 
 
 def _shapes(g: Geometry, panels: int, pitch: int) -> Iterator[Shape]:
-    """Register blocks of at most six accumulators; `pitch` is 0 where rows cannot be merged."""
-    for down, across in ((1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (3, 1), (4, 1), (5, 1), (6, 1)):
+    """Register blocks of at most four accumulators; `pitch` is 0 where rows cannot be merged."""
+    for down, across in ((1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (3, 1), (4, 1)):
         if across > panels:
             continue
         if g.ow == 1:
@@ -286,12 +311,13 @@ def rank_tiles(model: CostModel, pitch: int = 0) -> tuple[RankedTiles, ...]:
     found = {}
     for shape in _shapes(model.g, model.panels, pitch):
         rows = even_rows(shape.length(model.g))
-        plan = plan_tiles(shape.down(model.g, rows), shape.nr)
-        if not (plan.source and plan.weights):
-            continue
-        for inside in (False, True):
-            variant = Variant(Variant.COLUMNS_INSIDE * inside | Variant.MERGED_ROWS * bool(shape.pitch))
-            found[shape, variant] = RankedTiles(shape, rows, variant, model.problem(shape, rows, inside))
+        variants = [Variant(0), Variant.COLUMNS_INSIDE]
+        if shape.pitch:
+            variants = [v | Variant.MERGED_ROWS for v in variants]
+        elif model.one_run and len(model.parts(shape, rows)) > 1:
+            variants.append(Variant.SPLIT_K)
+        for variant in variants:
+            found[shape, variant] = RankedTiles(shape, rows, variant, model.problem(shape, rows, variant))
     return tuple(sorted(found.values(), key=lambda r: r.cost))
 
 
