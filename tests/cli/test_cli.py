@@ -37,7 +37,7 @@ def measured(monkeypatch):
         f32 = {"vs_f32": 3.9, "f32": FIGURES | {"dtype": "f32", "isa": "avx512", "pct_peak": None}}
         return FIGURES | (f32 if vs else {})
 
-    monkeypatch.setattr(cli, "measure", measure)
+    monkeypatch.setattr(cli.kernels, "measure", measure)
     return asked
 
 
@@ -112,7 +112,7 @@ def test_error_messages_of_several_lines_become_one(monkeypatch, capsys):
     def refuse(*_args, **_kwargs):
         raise ISAError("no tier\n  'avx9'")
 
-    monkeypatch.setattr(cli, "measure", refuse)
+    monkeypatch.setattr(cli.kernels, "measure", refuse)
     code, _, err = run(capsys, "bench", "gemm", "--shape", "1x1:1x1")
     assert (code, err) == (2, "vnnigen: no tier 'avx9'\n")
 
@@ -131,7 +131,7 @@ def test_probe_peak(monkeypatch, capsys):
         Peak("vpdpbusd zmm", 1000.0),
         Peak("tdpbusd tmm", None, "not generated yet"),
     ]
-    monkeypatch.setattr(cli, "measure_peaks", lambda threads: {p.name: p for p in peaks})
+    monkeypatch.setattr(cli.probe, "measure_peaks", lambda threads: {p.name: p for p in peaks})
     _, out, _ = run(capsys, "probe", "--peak", "--json")
     assert json.loads(out)["peaks"]["vpdpbusd zmm"] == {"gops": 1000.0, "why_not": None}
     code, out, _ = run(capsys, "probe", "--peak")
@@ -153,7 +153,7 @@ class FakeExplanation:
 
 @pytest.fixture
 def explained(monkeypatch):
-    monkeypatch.setattr(cli, "build_workload", lambda request: SimpleNamespace(explanation=FakeExplanation()))
+    monkeypatch.setattr(cli.kernels, "build_workload", lambda request: SimpleNamespace(explanation=FakeExplanation()))
 
 
 def test_explain(explained, capsys):
