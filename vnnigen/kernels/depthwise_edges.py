@@ -8,7 +8,6 @@ columns of tiles are cut into *classes* with the same padding, most of them one 
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,6 @@ class EdgeDepthwise(DepthwiseNest):
         super().__init__(key, features)
         g, b = key.g, key.blocking
         self.column_classes = tile_classes(g.ow, b.tw, g.w, g.sw, g.kw, g.dw, g.left)
-        self.columns_inside: tuple[bool, ...] = ()
         self.live = key.block_columns
         self.source_step = key.block_columns * SRC_BYTES[g.src]
         self.widen = WIDEN.get((g.src, key.mac.element))
@@ -40,20 +38,6 @@ class EdgeDepthwise(DepthwiseNest):
         self.live = (nr - 1) * self.key.tier.lanes + valid
         super()._begin_strip(nr, valid)
         add_const(self.a, self.cur.src, -self.key.g.left * self.pixel)
-
-    def _row(self, th: int, nr: int, valid: int) -> int:
-        """Tiles along one row of outputs, class by class; the outputs the cursors have passed."""
-        a, g, cur = self.a, self.key.g, self.cur
-        for columns in self.column_classes:
-            self.columns_inside = columns.inside
-            if columns.count > 1:
-                a.mov(cur.ptr, columns.count)
-                a.mov(self._slot(self.ALONG_LEFT), cur.ptr)
-            with self._slot_loop(self.ALONG_LEFT, may_be_zero=False) if columns.count > 1 else nullcontext():
-                self.emit_tile(th, columns.size, nr, valid)
-                a.add(cur.src, columns.size * g.sw * self.pixel)
-                a.add(cur.off, columns.size * self.key.ldo)
-        return g.ow
 
     def _taps(self, acc: list[list[Reg]], groups: tuple[Group, ...]) -> None:
         """As in the copied form, with the padding register in place of loads outside the image."""

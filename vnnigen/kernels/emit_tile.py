@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,8 @@ from vnnigen.kernels.layout import ConstLayout
 from vnnigen.kernels.mac import ONES8, Mac, MacStream, TierCode
 
 Reg = Any
+#: Pixels of a tile that each filter column matters to; empty: all to all.
+Live = tuple[tuple[int, ...], ...]
 #: Tiles of at most this many multiply-accumulate instructions in all are written out without loops.
 UNROLL_WHOLE = 200
 
@@ -70,6 +74,7 @@ class _Loop:
     source: Reg
     stream: MacStream
     taps: tuple[int, int]
+    live: Live
     ones8: Reg | None
 
     @property
@@ -77,8 +82,8 @@ class _Loop:
         """Whether the last dword of a run holds one bf16 only."""
         return self.code.mac.element == "bf16" and self.code.seg.tail == 1
 
-    def step(self, src_disp: int, dword: int, *, tail: bool) -> None:
-        """One dword of K for all pixels and vectors; `dword` counts from the weights cursor."""
+    def step(self, src_disp: int, dword: int, pixels: Sequence[int], *, tail: bool) -> None:
+        """One dword of K for `pixels` and all vectors; `dword` counts from the weights cursor."""
         a, code = self.a, self.code
         at = [dword * code.mac.panel_step(code.tier) + j * code.panel_bytes for j in range(len(self.acc[0]))]
         operands: list[Any] = list(self.weights)
@@ -90,8 +95,8 @@ class _Loop:
             partial = ONES8[: code.tier.vector_bytes].copy()
             partial.reshape(-1, 4)[:, code.seg.tail :] = 0
             ones = a.const(partial)
-        for i, disp in enumerate(self.rows):
-            a.vbroadcastss(self.source, Mem(self.cur.src, disp + src_disp))
+        for i in pixels:
+            a.vbroadcastss(self.source, Mem(self.cur.src, self.rows[i] + src_disp))
             if tail and self.pair_tail:
                 # What follows an odd run may be NaN, and 0 * NaN is NaN: the weight's zero is not enough.
                 a.vpandd(self.source, self.source, a.const(np.array([0xFFFF], dtype=np.uint32), align=4).broadcast())
@@ -108,20 +113,13 @@ class _Loop:
                 base = o * seg.outer_stride + i * seg.inner_stride
                 for d in range(seg.dwords):
                     at = (o * seg.inner + i) * seg.dwords + d
-                    self.step(base + 4 * d, at, tail=d == seg.dwords - 1)
+                    self.step(base + 4 * d, at, range(len(self.rows)), tail=d == seg.dwords - 1)
         self.stream.flush()
 
     def looped(self) -> None:
         """Loops over the runs of K, and over dwords within a run; both cursors are put back afterwards."""
         a, seg, cur = self.a, self.code.seg, self.cur
         vb = self.code.mac.panel_step(self.code.tier)
-        unroll = self.code.blocking.unroll
-        # The last dword of a run stands alone when its row sum, or its pair of bf16, must leave the padding out.
-        special = self.pair_tail or (bool(self.sums) and seg.tail != self.code.mac.k_per_dword)
-        turns = (seg.dwords - special) // unroll
-        if turns == 1:
-            turns = 0
-        rest = range(turns * unroll, seg.dwords)
         first, last = self.taps
         outer = last - first
         skipped = first * seg.inner * seg.dwords * vb
@@ -129,20 +127,9 @@ class _Loop:
         add_const(a, cur.weights, skipped)
         with counted(a, cur.outer, outer):
             with counted(a, cur.inner, seg.inner):
-                if turns:
-                    a.mov(cur.k, turns)
-                    with a.loop(cur.k):
-                        for u in range(unroll):
-                            self.step(4 * u, u, tail=False)
-                        self.stream.flush()
-                        a.add(cur.src, 4 * unroll)
-                        a.add(cur.weights, vb * unroll)
-                for d in rest:
-                    left = d - turns * unroll
-                    self.step(4 * left, left, tail=d == seg.dwords - 1)
-                self.stream.flush()
-                add_const(a, cur.weights, vb * len(rest))
-                add_const(a, cur.src, seg.inner_stride * (seg.inner > 1) - 4 * turns * unroll)
+                for dwords, pixels in self._parts():
+                    self._run(dwords, pixels)
+                add_const(a, cur.src, seg.inner_stride * (seg.inner > 1) - 4 * seg.dwords)
             add_const(
                 a,
                 cur.src,
@@ -151,15 +138,48 @@ class _Loop:
         add_const(a, cur.src, -seg.outer_stride * (outer * (seg.outer > 1) + first))
         a.sub(cur.weights, outer * seg.inner * seg.dwords * vb + skipped)
 
+    def _parts(self) -> list[tuple[int, Sequence[int]]]:
+        """A run of K cut where the pixels that it matters to change: (dwords, pixels)."""
+        everyone: Sequence[int] = range(len(self.rows))
+        if not self.live:
+            return [(self.code.seg.dwords, everyone)]
+        tap = self.code.seg.dwords // len(self.live)
+        return [(tap * len(list(same)), pixels) for pixels, same in groupby(self.live)]
+
+    def _run(self, dwords: int, pixels: Sequence[int]) -> None:
+        """The next `dwords` of a run; both cursors pass them."""
+        a, code, cur = self.a, self.code, self.cur
+        vb, unroll = code.mac.panel_step(code.tier), code.blocking.unroll
+        # The last dword of a run stands alone when its row sum, or its pair of bf16, must leave the padding out.
+        special = self.pair_tail or (bool(self.sums) and code.seg.tail != code.mac.k_per_dword)
+        turns = (dwords - special) // unroll if pixels else 0
+        if turns == 1:
+            turns = 0
+        if turns:
+            a.mov(cur.k, turns)
+            with a.loop(cur.k):
+                for u in range(unroll):
+                    self.step(4 * u, u, pixels, tail=False)
+                self.stream.flush()
+                a.add(cur.src, 4 * unroll)
+                a.add(cur.weights, vb * unroll)
+        rest = dwords - turns * unroll
+        for d in range(rest if pixels else 0):
+            self.step(4 * d, d, pixels, tail=d == rest - 1)
+        self.stream.flush()
+        add_const(a, cur.weights, vb * rest)
+        add_const(a, cur.src, 4 * rest)
+
 
 def emit_tile(
     a: Assembler, code: TileCode, cur: Cursors, rows: list[int], outs: list[int], nr: int, valid: int,
-    taps: tuple[int, int],
+    taps: tuple[int, int], live: Live = (),
 ) -> None:  # fmt: skip
     """One tile: pixels at byte offsets `rows` from the source cursor, outputs at element offsets `outs`.
 
     `nr` vectors of columns, the last with `valid` live lanes. Filter rows outside `taps` meet padding only: what they
-    would add is added to the start values instead. All cursors keep their values.
+    would add is added to the start values instead. `live` says, if not empty, which pixels each filter column matters
+    to; the others meet zeros there. All cursors keep their values.
     """
     bits = code.tier.bits
     with a.scope():
@@ -178,7 +198,7 @@ def emit_tile(
             sums = [a.vec(bits, f"sum{i}") for i in range(len(rows))] if code.row_sums else []
             with a.scope(), a.section("multiply"):
                 if taps[0] < taps[1]:
-                    _multiply(a, code, cur, rows, acc, sums, taps)
+                    _multiply(a, code, cur, rows, acc, sums, taps, live)
             if sums:
                 _subtract_row_sums(a, code, cur, acc, sums)
         with a.section("epilogue"):
@@ -201,7 +221,7 @@ def emit_tile(
 
 def _multiply(
     a: Assembler, code: TileCode, cur: Cursors, rows: list[int], acc: list[list[Reg]], sums: list[Reg],
-    taps: tuple[int, int],
+    taps: tuple[int, int], live: Live,
 ) -> None:  # fmt: skip
     bits, mac = code.tier.bits, code.mac
     for s in sums:
@@ -213,8 +233,8 @@ def _multiply(
         a.vmovups(ones8, a.const(ONES8[: code.tier.vector_bytes]))
     resident = min(code.blocking.resident, len(acc[0]))
     weights = [a.vec(bits, f"w{j}") for j in range(resident)]
-    loop = _Loop(a, code, cur, rows, acc, sums, weights, a.vec(bits, "src"), stream, taps, ones8)
-    if code.seg.total_dwords * len(rows) * len(acc[0]) <= UNROLL_WHOLE:
+    loop = _Loop(a, code, cur, rows, acc, sums, weights, a.vec(bits, "src"), stream, taps, live, ones8)
+    if not live and code.seg.total_dwords * len(rows) * len(acc[0]) <= UNROLL_WHOLE:
         loop.whole()
     else:
         loop.looped()

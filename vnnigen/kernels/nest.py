@@ -18,14 +18,16 @@ from vnnigen.kernels.blocking import Blocking, Registers
 from vnnigen.kernels.emit_common import add_const, div_const
 from vnnigen.kernels.emit_copy import CopyRegs, CopyStage, scratch_rows
 from vnnigen.kernels.emit_epilogue import epilogue_registers
-from vnnigen.kernels.emit_tile import Cursors, TileCode, emit_tile, tile_offsets
+from vnnigen.kernels.emit_tile import Cursors, Live, TileCode, emit_tile, tile_offsets
 from vnnigen.kernels.epilogue import EpilogueSpec
-from vnnigen.kernels.geometry import SRC_BYTES, Geometry, TileClass, row_classes, segments, taps_inside
+from vnnigen.kernels.geometry import SRC_BYTES, Geometry, TileClass, row_classes, segments, taps_inside, tile_classes
 from vnnigen.kernels.layout import ARG_CONSTS, ARG_SRC, ARG_WEIGHTS, ConstLayout
 from vnnigen.kernels.mac import Mac, TierCode
 from vnnigen.kernels.packing import filter_rows
 
 Reg = Any
+#: Channels from which, and outputs of a row up to which, filter columns that meet padding are worth leaving out.
+EDGE_CHANNELS, EDGE_WIDTH = 32, 64
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,17 @@ class NestKey:
         return self.g.images * self.strips * self.chunks
 
     @property
+    def skip_columns(self) -> bool:
+        """Whether a tile leaves out the pixels that a filter column meets padding in.
+
+        Only where a run of K is cut into long parts for that, and where edges are a part of the work that is worth
+        the code of more kinds of tiles.
+        """
+        g = self.g
+        wanted = self.mac.element == "f32" and self.skip_padding and g.groups == g.dw == 1
+        return wanted and g.padded and g.kw > 1 and g.ic >= EDGE_CHANNELS and g.ow <= EDGE_WIDTH
+
+    @property
     def padded_columns(self) -> int:
         """Columns of a group rounded up to whole panels."""
         return -(-self.g.n // self.tier.lanes) * self.tier.lanes
@@ -147,6 +160,10 @@ class LoopNest:
         self._check_offsets()
         self.row_classes = row_classes(g, b.th)
         self.rows_inside: tuple[bool, ...] = ()
+        full, tail = divmod(g.ow, b.tw)
+        columns = (TileClass(0, full, b.tw, ()), TileClass(full, 1, tail, ()))
+        self.column_classes = tuple(c for c in columns if c.count and c.size)
+        self.columns_inside: tuple[bool, ...] = ()
         self.taps_inside = (0, g.kh)
         self.lay = key.layout
         self.a = Assembler(
@@ -391,20 +408,18 @@ class LoopNest:
         a.bind(none)
 
     def _row(self, th: int, nr: int, valid: int) -> int:
-        """Tiles along one row of outputs; the outputs that the cursors have passed."""
-        a, g, b, cur = self.a, self.key.g, self.key.blocking, self.cur
-        full, tail = divmod(g.ow, b.tw)
-        if full:
-            if full > 1:
-                a.mov(cur.ptr, full)
+        """Tiles along one row of outputs, class by class; the outputs that the cursors have passed."""
+        a, g, cur = self.a, self.key.g, self.cur
+        for columns in self.column_classes:
+            self.columns_inside = columns.inside
+            if columns.count > 1:
+                a.mov(cur.ptr, columns.count)
                 a.mov(self._slot(self.ALONG_LEFT), cur.ptr)
-            with self._slot_loop(self.ALONG_LEFT, may_be_zero=False) if full > 1 else nullcontext():
-                self.emit_tile(th, b.tw, nr, valid)
-                a.add(cur.src, b.tw * g.sw * self.pixel)
-                a.add(cur.off, b.tw * self.key.ldo)
-        if tail:
-            self.emit_tile(th, tail, nr, valid)
-        return full * b.tw
+            with self._slot_loop(self.ALONG_LEFT, may_be_zero=False) if columns.count > 1 else nullcontext():
+                self.emit_tile(th, columns.size, nr, valid)
+                a.add(cur.src, columns.size * g.sw * self.pixel)
+                a.add(cur.off, columns.size * self.key.ldo)
+        return g.ow
 
 
 class Nest(LoopNest):
@@ -417,6 +432,9 @@ class Nest(LoopNest):
         self.panel_bytes = self.code.panel_bytes
         self.block_bytes = key.blocking.nr * self.panel_bytes
         self.two_taps = self.seg.inner > 1
+        if key.skip_columns:
+            g = key.g
+            self.column_classes = tile_classes(g.ow, key.blocking.tw, g.w, g.sw, g.kw, g.dw, g.left)
 
     def emit_tile(self, th: int, tw: int, nr: int, valid: int) -> None:
         """Emit one register tile."""
@@ -424,4 +442,12 @@ class Nest(LoopNest):
         rows = tile_offsets(th, tw, g.sh * self.row_pitch, g.sw * self.pixel)
         outs = tile_offsets(th, tw, g.ow * self.key.ldo, self.key.ldo)
         taps = self.taps_inside if self.key.skip_padding and g.kh > 1 else (0, g.kh)
-        emit_tile(self.a, self.code, self.cur, rows, outs, nr, valid, taps)
+        emit_tile(self.a, self.code, self.cur, rows, outs, nr, valid, taps, self._live(th, tw))
+
+    def _live(self, th: int, tw: int) -> Live:
+        """Pixels of a tile that each filter column matters to, where any does not to some."""
+        g, inside = self.key.g, self.columns_inside
+        if all(inside):
+            return ()
+        columns = [[w for w in range(tw) if inside[w * g.sw + x]] for x in range(g.kw)]
+        return tuple(tuple(h * tw + w for h in range(th) for w in some) for some in columns)
