@@ -131,12 +131,6 @@ def summary_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def worst(rows: Iterable[Mapping[str, Any]], peer: str, count: int) -> list[Mapping[str, Any]]:
-    """Return the rows with the least ratios to a peer, least first."""
-    rated = [r for r in rows if "ratio" in r.get("peers", {}).get(peer, {})]
-    return sorted(rated, key=lambda r: r["peers"][peer]["ratio"])[:count]
-
-
 def _cell(value: Any, form: str) -> str:
     return "-" if value is None else format(value, form)
 

@@ -8,7 +8,6 @@ its arithmetic intensity (operations a byte) is below the machine's balance at t
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -21,11 +20,9 @@ from vnnigen.bench.problem_string import ConvShape, GemmShape
 from vnnigen.isa.assembler import Arg, Assembler, Code, Mem
 from vnnigen.isa.features import features
 from vnnigen.isa.tiers import tier
-from vnnigen.runtime import codemem, native
+from vnnigen.runtime.peak import seconds_per_turn
 
 _SIZEOF = {"u8": 1, "s8": 1, "bf16": 2, "f32": 4, "s32": 4}
-_SAMPLE_SECONDS = 2e-3
-_ROUNDS = 5
 _LOADS = 8
 _LARGEST = 1 << 28
 #: Bytes read by the chart's diagonals, well inside each level of ordinary machines.
@@ -85,24 +82,7 @@ def read_bandwidth(size: int, threads: int = 1) -> float:
     # Touched, so that its pages are its own and not all the zero page.
     buffer = np.ones(part * threads + 64, np.uint8)
     aligned = buffer.ctypes.data + -buffer.ctypes.data % 64
-    loaded = codemem.load(_build(bits))
-    kernel = native.ffi.new("vg_kernel *")
-    kernel.n_launch, kernel.n_args = 1, 3
-    kernel.launch[0].fn = native.ffi.cast("vg_fn", loaded.address)
-    kernel.launch[0].count = threads
-    kernel.args[0], kernel.args[1] = aligned, part
-
-    def seconds(passes: int) -> float:
-        kernel.args[2] = passes
-        start = time.perf_counter_ns()
-        native.check(native.lib.vg_call(kernel, 0, native.ffi.NULL, threads))
-        return max(time.perf_counter_ns() - start, 1) * 1e-9
-
-    passes = 1
-    while (elapsed := seconds(passes)) < _SAMPLE_SECONDS / 2:
-        passes = max(2 * passes, int(passes * _SAMPLE_SECONDS / elapsed / 2))
-    best = min(seconds(passes) for _ in range(_ROUNDS))
-    return part * threads * passes / best * 1e-9
+    return part * threads / seconds_per_turn(_build(bits), (aligned, part), threads, threads) * 1e-9
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from benchmarks import kernel_report, kernels, roofline, shapes
-from benchmarks.kernel_report import Group, geometric_mean, summarize, target_of, worst
+from benchmarks.kernel_report import Group, geometric_mean, summarize, target_of
 from benchmarks.kernels import Effort, Peers, groups_of
 from benchmarks.peers import blas, process, pytorch
 from benchmarks.shapes import SUITES, Item, items_of, quick
@@ -151,11 +151,6 @@ def test_summary_of_a_peer_without_rows() -> None:
     assert only_memory is not None
     assert only_memory["geomean"] is None
     assert only_memory["met"] is None
-
-
-def test_worst_rows_come_first() -> None:
-    rows = [row(r, name=str(r)) for r in (1.2, 0.3, 0.9)] + [row(None), {"why_not": "no kernel"}]
-    assert [r["name"] for r in worst(rows, "onednn", 2)] == ["0.3", "0.9"]
 
 
 # Roofline

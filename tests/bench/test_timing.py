@@ -39,7 +39,6 @@ def test_medians_ratios_and_repeats():
     assert result["slow"].repeat == 58
     assert len(result["slow"].seconds) == 5
     assert result.speedup("fast", "slow") == pytest.approx(3.5)
-    assert result.speedup_of_medians("slow", "fast") == pytest.approx(1 / 3.5)
 
 
 def test_rounds_alternate_their_order():

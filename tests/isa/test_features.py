@@ -244,9 +244,6 @@ def test_caches_here_are_plausible() -> None:
     for c in F.caches():
         assert 1 <= c.level <= 4
         assert c.size >= 4096
-    assert F.cache_size(9, 123) == 123
-    if F.caches():
-        assert F.cache_size(1, 0) >= 8192
 
 
 # Tiers

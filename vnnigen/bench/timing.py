@@ -54,10 +54,6 @@ class Comparison:
         pairs = zip(self.samples[base].seconds, self.samples[name].seconds, strict=True)
         return statistics.median(slow / fast for slow, fast in pairs)
 
-    def speedup_of_medians(self, name: str, base: str) -> float:
-        """How many times faster `name` is than `base`: ratio of the two medians."""
-        return self.samples[base].median / self.samples[name].median
-
 
 def compare(
     candidates: Mapping[str, Callable[[], object]],

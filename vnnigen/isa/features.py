@@ -178,11 +178,6 @@ def caches() -> tuple[Cache, ...]:
     return found or read_sysfs_caches()
 
 
-def cache_size(level: int, default: int) -> int:
-    """Return the size in bytes of the data (or unified) cache of `level`, or `default` if it is unknown."""
-    return next((c.size for c in caches() if c.level == level and c.kind != "instruction"), default)
-
-
 @cache
 def cpu_name() -> str:
     """Return the CPU's marketing name, for reports only. Slow at the first call."""

@@ -171,8 +171,6 @@ AMX: dict[str, Mac] = {
     "bf16": Mac("amx", "bf16", 0.5, 1, _tdpbf16ps),
 }
 
-MACS: dict[str, Mac] = {m.name: m for m in (VNNI, CHAIN_FAST, CHAIN_EXACT, FMA, BF16)}
-
 
 @dataclass(frozen=True)
 class TierCode:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache
 
@@ -233,28 +233,40 @@ def _measure(loop: Loop, threads: int) -> Peak:
     missing = code.features - features()
     if missing:
         return Peak(loop.name, None, _lacks(missing))
-    loaded = codemem.load(code)
-    kernel = native.ffi.new("vg_kernel *")
-    kernel.n_launch, kernel.n_args = 1, 1
-    kernel.launch[0].fn = native.ffi.cast("vg_fn", loaded.address)
     # More units than threads, so that a thread that starts late does less of them.
     units = 1 if threads == 1 else 8 * threads
+    config = TILE_CONFIG if loop.bits == TILE_BITS else None
+    return Peak(loop.name, loop.ops_per_turn * units / seconds_per_turn(code, (), units, threads, config) * 1e-9)
+
+
+def seconds_per_turn(
+    code: Code, args: Sequence[int], units: int, threads: int, tile_config: bytes | None = None
+) -> float:
+    """Measure one turn of a loop whose arguments are `args` and then the number of turns, at its fastest.
+
+    Each of `units` calls of the code, shared by the threads, takes these turns. Raises VnnigenError if it cannot run.
+    """
+    loaded = codemem.load(code)
+    kernel = native.ffi.new("vg_kernel *")
+    kernel.n_launch, kernel.n_args = 1, len(args) + 1
+    kernel.launch[0].fn = native.ffi.cast("vg_fn", loaded.address)
     kernel.launch[0].count = units
-    config = native.ffi.from_buffer(TILE_CONFIG)
-    kernel.launch[0].tile_config = config if loop.bits == TILE_BITS else native.ffi.NULL
+    config = native.ffi.NULL if tile_config is None else native.ffi.from_buffer(tile_config)
+    kernel.launch[0].tile_config = config
+    for i, value in enumerate(args):
+        kernel.args[i] = value
 
     def seconds(turns: int) -> float:
-        kernel.args[0] = turns
+        kernel.args[len(args)] = turns
         start = time.perf_counter_ns()
         native.check(native.lib.vg_call(kernel, 0, native.ffi.NULL, threads))
         return max(time.perf_counter_ns() - start, 1) * 1e-9
 
-    turns = 1000
+    turns = 1
     while (elapsed := seconds(turns)) < _SAMPLE_SECONDS / 2:
         turns = max(2 * turns, int(turns * _SAMPLE_SECONDS / elapsed / 2))
     turns = max(1, int(turns * _SAMPLE_SECONDS / elapsed))
     end = time.perf_counter() + _WARM_UP_SECONDS
     while time.perf_counter() < end:
         seconds(turns)
-    best = min(seconds(turns) for _ in range(_ROUNDS))
-    return Peak(loop.name, loop.ops_per_turn * turns * units / best * 1e-9)
+    return min(seconds(turns) for _ in range(_ROUNDS)) / turns
