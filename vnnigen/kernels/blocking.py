@@ -113,7 +113,7 @@ class CostModel:
         if self.kd * nr * vector > L1_BLOCK or mr == self.pixels:
             # Weights that come from L2 for every tile are not always there in time, those from beyond it never, which
             # matters where many tiles could share them.
-            far = self.kd * nr * vector > L2_BLOCK and self.pixels > 32 * mr
+            far = self.kd * nr * vector > L2_BLOCK and self.pixels > 16 * mr
             step += nr * vector / (64 if far else 256)
         if mr == self.pixels and nr > STREAMS and self.weights > L2_BLOCK:
             step *= STREAMED
