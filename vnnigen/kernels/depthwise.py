@@ -8,30 +8,29 @@ one channel.  One such group serves every output whose window touches it, each w
 and rows are shared likewise by the outputs above each other.  For f32, G = 1 and nothing is interleaved.
 
 Unpacking leaves a vector's channels in another order within groups of 4*G (`channel_order`); the constants are
-packed in that order, and narrowing s32 to bytes puts the channels back.
+packed in that order, and narrowing s32 to bytes puts the channels back.  Likewise bf16: two vectors of f32 hold the
+even and the odd channels of a vector of bf16, which takes one shift and one AND, and narrowing puts them back.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vnnigen.errors import ShapeError
-from vnnigen.isa.assembler import Code, Mem
+from vnnigen.isa.assembler import Code
 from vnnigen.kernels.blocking import TILES, Blocking, grid, other_grids
-from vnnigen.kernels.emit_epilogue import emit_epilogue, epilogue_registers
-from vnnigen.kernels.emit_store import Tile
-from vnnigen.kernels.emit_tile import tile_offsets
+from vnnigen.kernels.emit_epilogue import epilogue_registers
 from vnnigen.kernels.epilogue import Epilogue, EpilogueSpec
-from vnnigen.kernels.geometry import Geometry
+from vnnigen.kernels.geometry import SRC_BYTES, Geometry
 from vnnigen.kernels.layout import ConstLayout
-from vnnigen.kernels.mac import CHAIN_EXACT, CHAIN_FAST, FMA, VNNI, Mac, MacStream, TierCode
-from vnnigen.kernels.nest import LoopNest, NestKey
+from vnnigen.kernels.mac import CHAIN_EXACT, CHAIN_FAST, FMA, VNNI, Mac, TierCode
+from vnnigen.kernels.nest import NestKey
 from vnnigen.kernels.packed import PackedRun, Pick, Weights, as_element
 from vnnigen.kernels.packing import (
     Array,
@@ -45,17 +44,17 @@ from vnnigen.kernels.packing import (
 )
 from vnnigen.kernels.types import DType
 
-Reg = Any
-#: Cache lines of a pixel that f32 kernels use at a time, by bits of a vector: (pitch, stride, lines) of the largest
-#: power of two that divides the bytes from pixel to pixel, and the least stride, that need so many (see
-#: `block_vectors`). Measured on Zen 5: on AVX-512, 1024 channels of 10x10 pixels took 29 us with one line, 25 with two,
-#: 16 with four. With 16 registers, two lines leave tiles of two or four pixels, and rows are seldom shared.
-LINES: dict[int, tuple[tuple[int, int, int], ...]] = {
-    512: ((2048, 1, 4), (512, 1, 2)),
-    256: ((2048, 1, 2), (1024, 2, 2)),
-}
 #: Largest tile that is considered.
 TALLEST, WIDEST = 4, 4
+#: Bytes of sources and outputs that a tile of all its blocks of channels may touch: where all is in the L2 cache, half
+#: of an L1 cache, else more. And the fewest consecutive bytes of a pixel worth walking.
+NEAR_TILE, FAR_TILE, SHORTEST_RUN = 24 << 10, 48 << 10, 256
+#: Bytes from pixel to pixel, a multiple of which leaves few sets of the L1 cache to a line of each; vectors used then.
+ALIASED_PITCH, ALIASED_VECTORS = 2048, 4
+#: Bytes of an L2 cache, and instructions that a core looks ahead.
+L2_BYTES, WINDOW = 1 << 20, 200
+#: Registers that f32 taps use besides accumulators and weights: a column, the padding, a mask of odd halves.
+FLOAT_TEMPS = 3
 #: Tap of each column of a group, None where the output does not use the column.
 Taps = tuple["int | None", ...]
 
@@ -70,6 +69,15 @@ class Window:
     sw: int
     dh: int
     dw: int
+
+    def reach(self, th: int, tw: int) -> tuple[int, int]:
+        """Source rows and columns from the first to the last that th x tw outputs use."""
+        return (th - 1) * self.sh + (self.kh - 1) * self.dh + 1, (tw - 1) * self.sw + (self.kw - 1) * self.dw + 1
+
+    def pixels(self, th: int, tw: int) -> int:
+        """Pixels that a tile touches, of the source and of the output."""
+        rows, columns = self.reach(th, tw)
+        return rows * columns + th * tw
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,7 @@ def plan_groups(win: Window, th: int, tw: int, size: int) -> tuple[Group, ...]:
     """Which groups of `size` columns a th x tw tile of outputs loads, and who uses them."""
     columns = sorted({j * win.sw + x * win.dw for j in range(tw) for x in range(win.kw)})
     groups = []
-    for row in range((th - 1) * win.sh + (win.kh - 1) * win.dh + 1):
+    for row in range(win.reach(th, tw)[0]):
         for start in range(0, len(columns), size):
             part = tuple(columns[start : start + size])
             users = tuple(
@@ -123,17 +131,60 @@ def weight_vectors(win: Window, size: int, th: int, tw: int) -> dict[tuple[int, 
     return found
 
 
-def block_vectors(mac: Mac, tier: TierCode, channels: int, stride: int) -> int:
-    """Accumulators of a pixel: G of integers; for f32, which nothing ties together, a few cache lines.
+def plan_registers(uses: Sequence[int], slots: int) -> tuple[tuple[int | None, bool], ...]:
+    """Where each use in turn finds its value: (register or None for memory, whether to load the register first).
 
-    Where pixels lie a large power of two apart, the same line of each shares a few sets of the cache with the others
-    and they drive each other out, and each is in a page of its own: then more of every pixel is used at a time.
+    What is used next the latest makes room, which is optimal (Belady, "A study of replacement algorithms for a
+    virtual-storage computer", 1966); a value that is not used again, or later than all that is held, stays in memory.
     """
-    if mac.acc == "s32":
+    never = len(uses)
+    following, seen = [never] * never, dict[int, int]()
+    for i in reversed(range(never)):
+        following[i] = seen.get(uses[i], never)
+        seen[uses[i]] = i
+    held, due = dict[int, int](), dict[int, int]()
+    plan: list[tuple[int | None, bool]] = []
+    for value, later in zip(uses, following, strict=True):
+        load = value not in held
+        if load:
+            slot: int | None = len(held) if len(held) < slots else None
+            if slot is None and held:
+                farthest = max(held, key=due.__getitem__)
+                slot = held.pop(farthest) if due[farthest] > later else None
+            if slot is None or later == never:
+                plan.append((None, False))
+                continue
+            held[value] = slot
+        due[value] = later
+        plan.append((held[value], load))
+    return tuple(plan)
+
+
+def is_interleaved(spec: EpilogueSpec, tier: TierCode, mac: Mac, src: str, channels: int) -> bool:
+    """Whether accumulators reach the epilogue with their channels interleaved, and are put right by narrowing.
+
+    That is so for bytes to bytes and for bf16 to bf16, unless the epilogue has a tensor to meet, or vectors of bf16
+    would be cut by cache lines: then they are loaded by halves.
+    """
+    if any(s.tensor is not None for s in spec.steps):
+        return False
+    if mac.k_per_dword == 4:
+        return spec.out in ("u8", "s8")
+    return src == spec.out == "bf16" and tier.bf16 and channels % (2 * tier.lanes) == 0
+
+
+def block_vectors(mac: Mac, tier: TierCode, interleaved: bool, channels: int) -> int:
+    """Accumulators of a pixel: G of integers, for f32 one, or two where a vector of bf16 becomes two of f32.
+
+    Where pixels lie a large power of two apart, the same line of each shares a few sets of the L1 cache with those of
+    others: what is fetched ahead of one line is gone before its turn.  Then, if registers allow, neighbouring lines are
+    used together (measured with AVX-512 on Zen 5: 1024 channels of 10x10 pixels took 20 us with one, 13 with four).
+    """
+    if mac.k_per_dword > 1:
         return mac.k_per_dword
-    pitch = math.gcd(4 * channels, 4096)
-    lines = next((lines for least, s, lines in LINES[tier.bits] if pitch >= least and stride >= s), 1)
-    return 64 * lines // tier.vector_bytes
+    if interleaved:
+        return 2
+    return ALIASED_VECTORS if tier.registers == 32 and 4 * channels % ALIASED_PITCH == 0 else 1
 
 
 def channel_order(size: int, lanes: int) -> NDArray[np.intp]:
@@ -143,22 +194,75 @@ def channel_order(size: int, lanes: int) -> NDArray[np.intp]:
     return order
 
 
+def _order(mac: Mac, vectors: int, lanes: int, interleaved: bool) -> NDArray[np.intp]:
+    """Channel of each accumulator lane of a block."""
+    if mac.k_per_dword > 1:
+        return channel_order(mac.k_per_dword, lanes)
+    order: NDArray[np.intp] = np.arange(vectors * lanes)
+    return order.reshape(lanes, vectors).T.reshape(-1) if interleaved else order
+
+
 def _room(tier: TierCode, mac: Mac, vectors: int, epilogue: int) -> int:
     """Pixels whose accumulators fit the registers, `epilogue` of them being taken."""
-    return max(1, (tier.registers - max(mac.temps(tier.bits) + 7, epilogue)) // vectors)
+    taps = FLOAT_TEMPS + 1 if mac.k_per_dword == 1 else mac.temps(tier.bits) + 7
+    return max(1, (tier.registers - max(taps, epilogue)) // vectors)
+
+
+@dataclass(frozen=True)
+class CacheUse:
+    """What a tile finds in the caches.
+
+    `lines` of the L1 cache serve one line of every pixel that a tile touches: fewer than all where pixels lie a large
+    power of two apart. `far` says that the image and its outputs do not fit the L2 cache.
+    """
+
+    lines: int
+    far: bool
+
+    def blocks(self, win: Window, th: int, tw: int, block_bytes: int) -> int:
+        """Blocks of channels that a tile walks before the next one begins.
+
+        The longer, the better what is ahead can be fetched; but if all is near, columns shared with the next tile are
+        to be in the L1 cache still.
+        """
+        room = FAR_TILE if self.far else NEAR_TILE
+        return max(-(-SHORTEST_RUN // block_bytes), room // (win.pixels(th, tw) * block_bytes))
+
+
+def cache_use(g: Geometry) -> CacheUse:
+    """The caches' part in a problem: an L1 cache of 64 sets and 8 ways, an L2 cache of 1 MiB."""
+    pitch = g.ic * SRC_BYTES[g.src]
+    lines = 8 * 64 // math.gcd(pitch // 64, 64) if pitch % 64 == 0 else 8 * 64
+    return CacheUse(lines, g.images * (g.h * g.w + g.oh * g.ow) * pitch > L2_BYTES)
 
 
 @lru_cache(maxsize=1024)
-def _tile_cost(win: Window, mac: Mac, vectors: int, th: int, tw: int) -> float:
-    """Issue slots of a tile: loads, unpacks at half price, multiplies with their operands' loads."""
+def _tile_cost(win: Window, tier: TierCode, mac: Mac, vectors: int, th: int, tw: int, cache: CacheUse) -> float:
+    """Estimated time of a tile; the constants were fitted to measurements on Zen 5.
+
+    Integers: issue slots of loads, unpacks at half price, multiplies with their operands' loads. f32: the slower of
+    multiplies and loads, what all of them issue, the lines that no tile before has fetched, tiles too long for a core
+    to see the next one's loads, and lines that drive each other out of the L1 cache.
+    """
     size = mac.k_per_dword
     groups = plan_groups(win, th, tw, size)
-    return sum(vectors * (1 + (size > 1) + len(g.users) * (0.5 + 2 * mac.cost)) for g in groups) + 6
+    multiplies = sum(len(g.users) for g in groups)
+    if size > 1:
+        return vectors * (2 * len(groups) + multiplies * (0.5 + 2 * mac.cost)) + 6
+    packed = weight_vectors(win, 1, 1, 1)
+    uses = [packed[kr, taps] for g in groups for _, kr, taps in g.users]
+    plan = plan_registers(uses, tier.registers - FLOAT_TEMPS - th * tw * vectors)
+    loads = len(groups) + sum(slot is None or load for slot, load in plan)
+    cost = vectors * (max(multiplies, loads) + (multiplies + loads) / 2 + 4 * th * tw)
+    if cache.far:
+        cost += 1.5 * (win.reach(th, tw)[0] * tw * win.sw + th * tw)
+        cost *= 1 + max(0, vectors * (multiplies + loads) - WINDOW) / 2500
+    return cost * (1 + 0.2 * min(2, max(0, win.pixels(th, tw) / cache.lines - 1)))
 
 
 @lru_cache(maxsize=1024)
 def rank_tiles(
-    win: Window, tier: TierCode, mac: Mac, vectors: int, oh: int, ow: int, epilogue: int
+    win: Window, tier: TierCode, mac: Mac, vectors: int, oh: int, ow: int, epilogue: int, cache: CacheUse
 ) -> tuple[tuple[int, int], ...]:  # fmt: skip
     """Tiles that fit the registers, `epilogue` of them being taken, best first by estimate, tails included.
 
@@ -170,16 +274,14 @@ def rank_tiles(
         for tw in range(1, min(WIDEST, ow, room // th) + 1):
             rows, columns = ((th, oh // th), (oh % th, 1)), ((tw, ow // tw), (ow % tw, 1))
             costs[th, tw] = sum(
-                m * n * _tile_cost(win, mac, vectors, h, w) for h, m in rows for w, n in columns if h and w and m and n
+                m * n * _tile_cost(win, tier, mac, vectors, h, w, cache)
+                for h, m in rows
+                for w, n in columns
+                if h and w and m and n
             )
     if not costs:
         raise ShapeError(f"no depthwise tile fits the registers of {tier.name}")
     return tuple(sorted(costs, key=lambda tile: costs[tile]))
-
-
-def unordered(spec: EpilogueSpec, size: int) -> bool:
-    """Whether the epilogue may work in interleaved channel order: bytes out, and no tensor to meet."""
-    return size == 4 and spec.out in ("u8", "s8") and all(s.tensor is None for s in spec.steps)
 
 
 @dataclass(frozen=True)
@@ -202,163 +304,22 @@ class DepthwiseKey(NestKey):
         """The constant block's layout."""
         return ConstLayout(self.padded_columns)
 
+    @property
+    def interleaved(self) -> bool:
+        """Whether the epilogue works on interleaved channels."""
+        return is_interleaved(self.spec, self.tier, self.mac, self.g.src, self.g.ic)
+
+    @property
+    def weight_vectors(self) -> dict[tuple[int, Taps], int]:
+        """The order of the packed weights."""
+        tile = _packed_tile(self.tier, self.mac, self.blocking.nr, self.spec)
+        return weight_vectors(self.window, self.mac.k_per_dword, *tile)
+
     def build(self, features: frozenset[str] | None) -> Code:
         """Generate the code, using only instructions of `features`."""
-        from vnnigen.kernels.depthwise_edges import EdgeDepthwise
+        from vnnigen.kernels.emit_depthwise import DepthwiseNest
 
-        return (DepthwiseNest if self.blocking.copy else EdgeDepthwise)(self, features).build()
-
-
-class DepthwiseNest(LoopNest):
-    """Emits a depthwise kernel."""
-
-    def __init__(self, key: DepthwiseKey, features: frozenset[str] | None):
-        super().__init__(key, features)
-        self.size = key.mac.k_per_dword
-        self.width = block_vectors(key.mac, key.tier, key.g.ic, key.g.sw)
-        self.window = key.window
-        self.vectors = weight_vectors(key.window, self.size, *_packed_tile(key.tier, key.mac, self.width, key.spec))
-        self.block_bytes = len(self.vectors) * self.width * key.tier.vector_bytes
-        self.panel_bytes = self.block_bytes
-        self.source_step = key.block_columns * key.mac.element_bytes
-
-    def emit_tile(self, th: int, tw: int, nr: int, valid: int) -> None:
-        """Emit th x tw outputs of one block of channels."""
-        a, key, cur = self.a, self.key, self.cur
-        bits, vb = key.tier.bits, key.tier.vector_bytes
-        count = (nr - 1) * key.tier.lanes + valid
-        # A tail of channels needs all of interleaved accumulators, but only so many of plain ones.
-        width = nr if self.size == 1 else self.width
-        with a.scope():
-            acc = [[a.vec(bits, f"acc{p}_{q}") for q in range(width)] for p in range(th * tw)]
-            for q in range(width):
-                a.vmovups(acc[0][q], Mem(cur.consts, self.lay.init + q * vb, index=cur.col, scale=4))
-                for pixel in acc[1:]:
-                    a.vmovaps(pixel[q], acc[0][q])
-            with a.scope(), a.section(f"taps {th}x{tw}"):
-                self._taps(acc, plan_groups(self.window, th, tw, self.size))
-            outs = tile_offsets(th, tw, key.g.ow * key.ldo, key.ldo)
-            with a.section("epilogue"):
-                self._epilogue(acc, outs, count)
-
-    def _taps(self, acc: list[list[Reg]], groups: tuple[Group, ...]) -> None:
-        a, key, cur, size, mac = self.a, self.key, self.cur, self.size, self.key.mac
-        bits, vb = key.tier.bits, key.tier.vector_bytes
-        stream = MacStream(a, mac, bits)
-        work = [a.vec(bits, f"col{i}") for i in range({4: 5, 2: 3, 1: len(acc[0])}[size])]
-        for group in groups:
-            base = group.row * self.row_pitch
-            sources = [Mem(cur.src, base + c * self.pixel) for c in group.columns]
-            if size == 1:
-                sources = [sources[0] + v * vb for v in range(len(acc[0]))]
-            # A column that is not there meets zero weights: any data will do.
-            sources += [sources[0]] * (size - len(sources))
-            mixed = self._interleave(work, sources)
-            for pixel, kr, taps in group.users:
-                at = self.vectors[kr, taps] * self.width * vb
-                for q, source in enumerate(mixed):
-                    stream.add(acc[pixel][q], source, Mem(cur.weights, at + q * vb))
-        stream.flush()
-
-    def _interleave(self, r: list[Reg], sources: list[Mem]) -> list[Reg]:
-        """Load the columns and interleave them."""
-        for reg, mem in zip(r, sources, strict=False):
-            self.a.vmovups(reg, mem)
-        return self._mix(r)
-
-    def _mix(self, r: list[Reg]) -> list[Reg]:
-        """Interleave the first G registers: each lane of the G results has G taps of one channel."""
-        a = self.a
-        if self.size == 1:
-            return r
-        if self.size == 2:
-            a.vpunpcklwd(r[2], r[0], r[1])
-            a.vpunpckhwd(r[0], r[0], r[1])
-            return [r[2], r[0]]
-        a.vpunpcklbw(r[4], r[0], r[1])
-        a.vpunpckhbw(r[0], r[0], r[1])
-        a.vpunpcklbw(r[1], r[2], r[3])
-        a.vpunpckhbw(r[2], r[2], r[3])
-        a.vpunpcklwd(r[3], r[4], r[1])
-        a.vpunpckhwd(r[4], r[4], r[1])
-        a.vpunpcklwd(r[1], r[0], r[2])
-        a.vpunpckhwd(r[0], r[0], r[2])
-        return [r[3], r[4], r[1], r[0]]
-
-    def _epilogue(self, acc: list[list[Reg]], outs: list[int], count: int) -> None:
-        """Store `count` channels; in natural order where the epilogue needs it."""
-        key, cur, lanes = self.key, self.cur, self.key.tier.lanes
-        interleaved = unordered(key.spec, self.size)
-        if not interleaved:
-            nr = -(-count // lanes)
-            acc = [self._natural(pixel)[:nr] for pixel in acc]
-        else:
-            nr = self.size
-        emit_epilogue(
-            Tile(
-                self.a,
-                key.tier,
-                key.spec,
-                self.lay,
-                acc,
-                outs,
-                count - (nr - 1) * lanes,
-                cur.args,
-                cur.consts,
-                cur.col,
-                cur.off,
-                cur.ptr,
-                interleaved,
-            )
-        )
-
-    def _natural(self, q: list[Reg]) -> list[Reg]:
-        """Put a pixel's accumulators into channel order."""
-        a = self.a
-        if self.size == 1:
-            return q
-        with a.scope():
-            t = [a.vec(self.key.tier.bits, f"turn{i}") for i in range(2)]
-            if self.key.tier.bits == 256:
-                return self._natural_ymm(q, t)
-            if self.size == 2:
-                return self._natural_words(q, t)
-            a.vshufi32x4(t[0], q[0], q[1], 0x44)
-            a.vshufi32x4(q[0], q[0], q[1], 0xEE)
-            a.vshufi32x4(t[1], q[2], q[3], 0x44)
-            a.vshufi32x4(q[2], q[2], q[3], 0xEE)
-            a.vshufi32x4(q[1], t[0], t[1], 0xDD)
-            a.vshufi32x4(q[3], q[0], q[2], 0xDD)
-            a.vshufi32x4(q[2], q[0], q[2], 0x88)
-            a.vshufi32x4(q[0], t[0], t[1], 0x88)
-            return q
-
-    def _natural_words(self, q: list[Reg], t: list[Reg]) -> list[Reg]:
-        """Merge the lanes of two zmm: channels 8l..8l+3 of lane l are in the first, 8l+4..8l+7 in the second."""
-        a = self.a
-        # VPERMT2D replaces its first operand, which is a source of both halves: the lower half works on a copy.
-        a.vmovaps(t[0], q[0])
-        for half, dst in ((0, t[0]), (1, q[0])):
-            lanes = (2 * half, 2 * half + 1)
-            order = [i + 16 * h for lane in lanes for h in range(2) for i in range(4 * lane, 4 * lane + 4)]
-            a.vmovups(t[1], a.const(np.array(order, dtype=np.int32)))
-            a.vpermt2d(dst, t[1], q[1])
-        a.vmovaps(q[1], q[0])
-        a.vmovaps(q[0], t[0])
-        return q
-
-    def _natural_ymm(self, q: list[Reg], t: list[Reg]) -> list[Reg]:
-        a = self.a
-        a.vperm2i128(t[0], q[0], q[1], 0x31)
-        a.vperm2i128(q[0], q[0], q[1], 0x20)
-        if self.size == 2:
-            a.vmovaps(q[1], t[0])
-            return q
-        a.vperm2i128(t[1], q[2], q[3], 0x31)
-        a.vperm2i128(q[1], q[2], q[3], 0x20)
-        a.vmovaps(q[2], t[0])
-        a.vmovaps(q[3], t[1])
-        return q
+        return DepthwiseNest(self, features).build()
 
 
 def _packed_tile(tier: TierCode, mac: Mac, vectors: int, spec: EpilogueSpec) -> tuple[int, int]:
@@ -381,22 +342,33 @@ class PackedDepthwise:
         """The kernel of a problem; `pick` is shown the candidates, best first by estimate, and says which to take."""
         run, spec = self.runs[0], self.epilogue.spec
         mac, flat = run.mac, replace(g, groups=1, n=g.ic)
-        width = block_vectors(mac, self.tier, g.ic, g.sw)
-        block = width * self.tier.lanes
+        interleaved = is_interleaved(spec, self.tier, mac, self.src, g.ic)
+        width = block_vectors(mac, self.tier, interleaved, g.ic)
+        block, cache = width * self.tier.lanes, cache_use(g)
         blocks = -(-g.ic // block)
         # Without byte masks, a tail of channels cannot be loaded in place.
         copy = not self.tier.masks and g.ic % block != 0
         macs = g.oh * g.ow * g.ic * g.kh * g.kw * g.images * 4
 
-        def key(tile: tuple[int, int], cut: tuple[int, int] | None = None) -> DepthwiseKey:
-            strip, chunk = cut or grid(flat, mac, tile[0], blocks, copy, macs=macs)
-            blocking = Blocking(*tile, width, 0, 1, strip, chunk, copy)
-            return DepthwiseKey(self.op, flat, self.tier, mac, spec, blocking, False, 0, g.ic, 0)
+        def part(tile: tuple[int, int]) -> tuple[Geometry, int]:
+            """What `grid` is to cut, each chunk of channels as if it were an image; and the blocks of a chunk."""
+            chunks = -(-blocks // cache.blocks(self.window, *tile, block * SRC_BYTES[g.src]))
+            chunk = -(-blocks // chunks)
+            return replace(flat, images=g.images * chunks, ic=chunk * block), chunk
 
-        tiles = rank_tiles(self.window, self.tier, mac, width, g.oh, g.ow, epilogue_registers(spec, self.tier))
+        def key(tile: tuple[int, int], cut: tuple[int, int] | None = None) -> DepthwiseKey:
+            whole, most = part(tile)
+            strip, chunk = cut or grid(whole, mac, tile[0], most, copy, macs=macs)
+            blocking = Blocking(*tile, width, 0, 1, strip, chunk, copy)
+            skip = mac is FMA and run.skip_padding
+            return DepthwiseKey(self.op, flat, self.tier, mac, spec, blocking, False, 0, g.ic, 0, skip)
+
+        epilogue = epilogue_registers(spec, self.tier)
+        tiles = rank_tiles(self.window, self.tier, mac, width, g.oh, g.ow, epilogue, cache)
         if pick is None:
             return (key(tiles[0]),)
-        cuts = other_grids(flat, mac, tiles[0][0], blocks, copy, macs=macs)
+        whole, most = part(tiles[0])
+        cuts = other_grids(whole, mac, tiles[0][0], most, copy, macs=macs)
         candidates = [*map(key, tiles[:TILES]), *(key(tiles[0], cut) for cut in cuts)]
         return (candidates[pick(candidates, run)],)
 
@@ -436,14 +408,15 @@ def pack(op: str, w: Weights, tier: TierCode, src: DType, x_zp: int, epilogue: E
     taps = w.values.reshape(w.values.shape[0], *w.values.shape[2:])
     mac = _choose_mac(w, taps, win, tier, epilogue.spec)
     taps = as_element(taps, mac)
-    size, width = mac.k_per_dword, block_vectors(mac, tier, len(taps), win.sw)
+    interleaved = is_interleaved(epilogue.spec, tier, mac, src, len(taps))
+    size, width = mac.k_per_dword, block_vectors(mac, tier, interleaved, len(taps))
     block = width * tier.lanes
     if mac is CHAIN_EXACT:
         taps = taps.astype(np.int16)
         if w.zero_point is not None:
             taps = taps - w.zero_point.astype(np.int16)[:, None, None]
     vectors = weight_vectors(win, size, *_packed_tile(tier, mac, width, epilogue.spec))
-    order = np.arange(block) if size == 1 else channel_order(size, tier.lanes)
+    order = _order(mac, width, tier.lanes, interleaved)
     panels = _vectors(taps, vectors, size, order)
     packed = aligned(panels.nbytes)
     packed.view(panels.dtype)[:] = panels.ravel()
@@ -461,18 +434,19 @@ def pack(op: str, w: Weights, tier: TierCode, src: DType, x_zp: int, epilogue: E
         pad=pad_vector(mac, x_zp, shift), w_zp=None,
     )  # fmt: skip
     mixed = [lay.init]
-    if unordered(epilogue.spec, size):
+    if interleaved:
         mixed += [lay.m, lay.b, *(lay.vector(i) for i in range(len(epilogue.vectors)))]
     for offset in mixed:
         view = consts[offset : offset + 4 * columns].view(np.int32).reshape(-1, block)
         view[:] = view[:, order]
+    finite = w.kind == "int8" or bool(np.isfinite(w.values.astype(np.float32)).all())
     return PackedDepthwise(
         op,
         tier,
         src,
         epilogue,
         win,
-        (PackedRun(Run(0, channels, mac is not CHAIN_EXACT), mac, False, packed, consts),),
+        (PackedRun(Run(0, channels, mac is not CHAIN_EXACT), mac, False, packed, consts, finite),),
     )
 
 

@@ -24,8 +24,8 @@ class Tile:
     """What the epilogue works on: accumulators [pixel][vector] and where their outputs go.
 
     `offsets[i]` is pixel i's distance from `off`, in elements; `valid` the live lanes of the last vector.
-    `interleaved` columns (see `depthwise`) are in the order that narrowing to bytes puts right by itself; then
-    `valid` may be negative: all vectors together hold (nr-1)*lanes + valid columns.
+    `interleaved` columns (see `depthwise`) are in the order that narrowing to bytes puts right by itself, and narrowing
+    to bf16 by one permutation; then `valid` may be negative: all vectors together hold (nr-1)*lanes + valid columns.
     """
 
     a: Assembler
@@ -104,10 +104,17 @@ def store_dwords(t: Tile) -> None:
 
 
 def store_words(t: Tile) -> None:
-    """Round f32 to bf16 and store, two neighbouring vectors at once where one instruction takes them."""
+    """Round f32 to bf16 and store, two neighbouring vectors at once where one instruction takes them.
+
+    Interleaved columns are two vectors, of the even and of the odd ones, on a tier with that instruction.
+    """
     a, lanes = t.a, t.tier.lanes
     masks: dict[int, Reg] = {}
     with a.scope():
+        order = None
+        if t.interleaved:
+            order = t.temp("order")
+            a.vmovups(order, a.const(np.arange(2 * lanes, dtype=np.int16).reshape(2, lanes).T))
         for i, row in enumerate(t.acc):
             j = 0
             while j < t.nr:
@@ -115,6 +122,8 @@ def store_words(t: Tile) -> None:
                 if t.tier.bf16 and j + 1 < t.nr:
                     count, took = lanes + t.lanes(j + 1), 2
                     a.vcvtne2ps2bf16(v, row[j + 1], v)
+                    if order is not None:
+                        a.vpermw(v, order, v)
                 elif t.tier.bf16:
                     v = v.ymm
                     a.vcvtneps2bf16(v, row[j])
