@@ -145,46 +145,60 @@ class Block:
     def multiply(self, *, finish: bool) -> None:
         """Emit the block's multiplies and stores; with `finish` woven with the epilogue of one of the same shape."""
         code = self.code
-        a, runs = code.a, code.runs
+        a = code.a
         skipped = [t for t in range(code.lay.taps) if not self.taps[0] <= t < self.taps[1]]
         with a.scope(), a.section(f"multiply {len(self.tiles)}x{self.nr} tiles" + ", finish the last" * finish):
             spare = a.vec(code.tier.bits, "start") if skipped else None
             with a.aside() as side:
                 if finish:
                     self.epilogue()
-            at = runs.outer_stride * self.taps[0], runs.inner * runs.run_weights * self.taps[0]
-            outer = self.taps[1] - self.taps[0]
-            row_steps = runs.inner * runs.steps.count
             with a.aside() as main:
-                if self.begins:
-                    self._start(spare, skipped)
-                else:
-                    self._move_waiting(a.tileloadd)
-                if self.ends:
-                    a.mov(code.r.fresh, code.r.buffers)
-                    a.sub(code.r.fresh, code.r.done)
-                if self.part is not None:
-                    first, count = self.part
-                    self._steps([self._place(at, 0, 0, first + c) for c in range(count)])
-                    if self.ends:
-                        self._store(code.r.fresh)
-                    else:
-                        self._move_waiting(lambda tile, mem: a.tilestored(mem, tile))
-                    self._next_waiting()
-                elif outer * row_steps <= WOVEN_STEPS:
-                    self._written_out(at, outer, runs.inner)
-                    self._store(code.r.fresh)
-                elif row_steps <= WOVEN_STEPS:
-                    self._written_out(at, 1, runs.inner)
-                else:
-                    self._steps([self._place(at, 0, 0, c) for c in range(min(runs.steps.count, WOVEN_STEPS))])
+                self._begin(spare, skipped)
+                rest = self._written_first()
+                if rest is None:
+                    self._end()
             a.put(weave(main, side))
-            if self.part is None and outer * row_steps > WOVEN_STEPS:
-                if row_steps <= WOVEN_STEPS:
-                    self._further_rows(at, outer - 1)
-                else:
-                    self._further_steps(at, outer)
-                self._store(code.r.fresh)
+            if rest is not None:
+                rest()
+                self._end()
+
+    def _begin(self, spare: Reg | None, skipped: list[int]) -> None:
+        """Load the accumulators, and find the buffer for complete sums."""
+        a, r = self.code.a, self.code.r
+        if self.begins:
+            self._start(spare, skipped)
+        else:
+            self._move_waiting(a.tileloadd)
+        if self.ends:
+            a.mov(r.fresh, r.buffers)
+            a.sub(r.fresh, r.done)
+
+    def _end(self) -> None:
+        """Store the accumulators."""
+        if self.ends:
+            self._move(self.code.r.fresh, self._tilestored)
+        else:
+            self._move_waiting(self._tilestored)
+        if self.part is not None:
+            self._next_waiting()
+
+    def _written_first(self) -> Callable[[], None] | None:
+        """Write out the first steps of K, straight on; None if that was all, else what emits the rest."""
+        runs = self.code.runs
+        at = runs.outer_stride * self.taps[0], runs.inner * runs.run_weights * self.taps[0]
+        outer, row_steps = self.taps[1] - self.taps[0], runs.inner * runs.steps.count
+        if self.part is not None:
+            first, count = self.part
+            self._steps([self._place(at, 0, 0, first + c) for c in range(count)])
+            return None
+        if outer * row_steps <= WOVEN_STEPS:
+            self._written_out(at, outer, runs.inner)
+            return None
+        if row_steps <= WOVEN_STEPS:
+            self._written_out(at, 1, runs.inner)
+            return lambda: self._further_rows(at, outer - 1)
+        self._steps([self._place(at, 0, 0, c) for c in range(min(runs.steps.count, WOVEN_STEPS))])
+        return lambda: self._further_steps(at, outer)
 
     def _place(self, at: tuple[int, int], outer: int, inner: int, step: int) -> tuple[int, int]:
         """Distances of a step's source and weights from the cursors."""
@@ -339,9 +353,8 @@ class Block:
         add_const(a, r.src, rest * runs.steps.size)
         add_const(a, r.weights, rest * runs.step_weights)
 
-    def _store(self, buffer: Reg) -> None:
-        """Store the accumulators into a buffer."""
-        self._move(buffer, lambda tile, mem: self.code.a.tilestored(mem, tile))
+    def _tilestored(self, tile: Reg, mem: Mem) -> None:
+        self.code.a.tilestored(mem, tile)
 
     def _move(self, buffer: Reg, move: Callable[[Reg, Mem], None]) -> None:
         """Move all accumulators: in the buffer rows of tiles lie below each other, the panels of a row side by side."""

@@ -141,8 +141,8 @@ class AmxNest(LoopNest):
 
     # Slots of the stack: where the group, the rows of a class and a phase begin, the odometer, and what blocks need.
     (
-        SRC0, OFF0, COL0, WEIGHTS0, CLASS_SRC, CLASS_OFF, ROW_COUNT, SRC, OFF, PIXEL, ALONG_LEFT_, ROWS_LEFT, COLUMNS_LEFT,
-        COLUMNS, BUFFER, BUFFERS, START, OUTER, INNER, WAITING, BLOCKS_LEFT,
+        SRC0, OFF0, COL0, WEIGHTS0, CLASS_SRC, CLASS_OFF, ROW_COUNT, SRC, OFF, PIXEL, PIXELS_LEFT, ROWS_LEFT,
+        COLUMNS_LEFT, COLUMNS, BUFFER, BUFFERS, START, OUTER, INNER, WAITING, BLOCKS_LEFT,
     ) = range(21)  # fmt: skip
 
     def __init__(self, key: AmxKey, features: frozenset[str] | None):
@@ -400,7 +400,7 @@ class AmxNest(LoopNest):
 
     def _first_pixels(self, p: _Phase) -> None:
         if p.along > 1:
-            self._set(self.ALONG_LEFT_, p.along)
+            self._set(self.PIXELS_LEFT, p.along)
         if not p.one_row:
             self._set(self.ROWS_LEFT, self._my(self.ROW_COUNT))
 
@@ -445,13 +445,13 @@ class AmxNest(LoopNest):
         source, out = p.tw * g.sw * self.pixel, p.tw * ldo
         if p.along > 1:
             around = a.label("next_row")
-            self._count(self.ALONG_LEFT_)
+            self._count(self.PIXELS_LEFT)
             a.jz(around)
             a.add(r.src, source)
             self._shift(self.PIXEL, out)
             a.jmp(body)
             a.bind(around)
-            self._set(self.ALONG_LEFT_, p.along)
+            self._set(self.PIXELS_LEFT, p.along)
         if p.one_row:
             if p.along > 1 or Variant.COLUMNS_INSIDE in self.tiles_key.variant or p.one_column:
                 a.jmp(end)

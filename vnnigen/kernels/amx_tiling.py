@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntFlag
+from itertools import pairwise
 
 from vnnigen.kernels.epilogue import FLOATS, EpilogueSpec
 from vnnigen.kernels.geometry import Geometry
@@ -92,7 +93,7 @@ def k_parts(steps: int, bytes_of_step: int) -> tuple[tuple[int, int], ...]:
     """(first step, steps) of the parts of K whose operands, `bytes_of_step` a step, stay in the L1 cache."""
     parts = max(1, -(-steps * bytes_of_step // L1_ROOM))
     ends = [steps * i // parts for i in range(parts + 1)]
-    return tuple((first, end - first) for first, end in zip(ends, ends[1:], strict=False))
+    return tuple((first, end - first) for first, end in pairwise(ends))
 
 
 # --- pixels -----------------------------------------------------------------------------------------------
