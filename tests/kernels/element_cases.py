@@ -57,13 +57,14 @@ def assert_same(got: Array, want: Array, what: object) -> None:
 
 def emulate(
     op: ElementOperator, name: str, sources: Sequence[Array], out: Array | None = None, tensors: Sequence[Array] = (),
-    *, skew: int = 0, vbmi: bool = False,
+    *, skew: int = 0, vbmi: bool = False, extras: frozenset[str] = frozenset(),
 ) -> Array:  # fmt: skip
     """Compute with the kernels of tier `name`; reads and writes outside operands are errors of the emulator."""
     with pytest.MonkeyPatch.context() as m:
         m.setattr(Call, "of", classmethod(lambda cls, launches, s=(0,): cls(Recorded(launches), s)))
         m.setattr(op, "_tier", code_tier(tier(name).vector_bits))
         m.setattr(op, "_vbmi", vbmi)
+        m.setattr(op, "_extras", extras)
         plan = op._plan(tuple(x.shape for x in sources), tuple(x.dtype for x in sources))
     mem = Memory()
     first = np.full(plan.y_shape, 0x5A, plan.y_dtype) if out is None else out
@@ -81,6 +82,9 @@ def emulate(
         block = mem.map(f"args {n}", args)
         for key, _ in launches:
             emulator = Emulator(key.build(tier(key.tier.name).features), mem, poison=True)
+            scratch = 0
+            if key.scratch:
+                scratch = mem.map(f"scratch {n}", np.full(key.scratch, 0xA5, np.uint8), writable=True)
             for index in reversed(range(key.steps)):
-                emulator.call(block, index, 0)
+                emulator.call(block, index, scratch)
     return mem.array("out")

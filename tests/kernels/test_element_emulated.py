@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 import vnnigen as v
 from tests.kernels.element_cases import TIERS, assert_same, emulate, random_array
+from vnnigen.kernels.element.plan import code_tier, reorder_image
+from vnnigen.kernels.element.transpose_tiles import BF16, VBMI
 from vnnigen.kernels.types import NUMPY
 from vnnigen.ops.element import Concat, Convert, Softmax, SumTensors
 from vnnigen.ops.pool import AvgPool2d, MaxPool2d
@@ -124,24 +126,57 @@ def test_concatenations(name: str, vbmi: bool) -> None:
             assert_same(got, op(x), (name, widths, kinds, out))
 
 
+TO_NHWC, TO_NCHW = ("NCHW", "NHWC"), ("NHWC", "NCHW")
 LAYOUT_SHAPES = [(1, 16, 4, 16), (2, 5, 3, 7), (1, 35, 5, 14), (1, 64, 1, 17), (1, 1, 5, 5), (2, 130, 2, 3)]
 NARROW_SHAPES = [(1, 2, 3, 5), (2, 3, 5, 7), (1, 4, 4, 16), (2, 3, 1, 1), (1, 3, 40, 60)]
+#: Features beside the tier's that kernels use where they may.
+EXTRAS = frozenset({VBMI, BF16})
 
 
-@pytest.mark.parametrize("layout", [("NCHW", "NHWC"), ("NHWC", "NCHW")])
+def assert_layouts(name: str, src: str, shape: Any, layout: tuple[str, str], outs: Any, **options: Any) -> None:
+    """Change the layout of a tensor of `shape` (NCHW) to all of `outs`, with and without scales."""
+    rng = np.random.default_rng(sum(shape))
+    n, c, h, w = shape
+    x = random_array(rng, (n, c, h, w) if layout == TO_NHWC else (n, h, w, c), src)
+    for out in outs:
+        every = [params(src, out, rng), params(src, out, rng, c)] + [{}] * (src == out)
+        if out in ("u8", "s8") and c > 4:
+            every.append({"x_scale": 0.7, "y_zero_point": rng.integers(0, 9, c)})
+        for q in every:
+            op = Convert(NUMPY[out], layout=layout, isa="reference", **q)
+            assert_same(emulate(op, name, (x,), skew=n, **options), op(x), (name, src, out, shape, layout, list(q)))
+
+
+@pytest.mark.parametrize("layout", [TO_NHWC, TO_NCHW], ids="-".join)
 @pytest.mark.parametrize("name", TIERS)
 @pytest.mark.parametrize("src", KINDS)
 def test_layouts(name: str, src: str, layout: tuple[str, str]) -> None:
-    rng = np.random.default_rng(10)
-    for n, c, h, w in LAYOUT_SHAPES + NARROW_SHAPES:
-        shape = (n, c, h, w) if layout[0] == "NCHW" else (n, h, w, c)
-        for out in KINDS:
-            for q in ({}, params(src, out, rng), params(src, out, rng, c)):
-                if not q and src != out:
-                    continue
-                x = random_array(rng, shape, src)
-                op = Convert(NUMPY[out], layout=layout, isa="reference", **q)
-                assert_same(emulate(op, name, (x,), skew=n), op(x), (name, src, out, shape))
+    for i, shape in enumerate(LAYOUT_SHAPES + NARROW_SHAPES):
+        assert_layouts(name, src, shape, layout, KINDS if i < 2 else {src, KINDS[i % 5], KINDS[(i + 2) % 5]})
+
+
+@pytest.mark.parametrize("layout", [TO_NHWC, TO_NCHW], ids="-".join)
+@pytest.mark.parametrize(("src", "out"), [("u8", "f32"), ("s8", "f32"), ("f32", "bf16"), ("u8", "bf16")])
+def test_layouts_with_more_than_the_tier_has(src: str, out: str, layout: tuple[str, str]) -> None:
+    for shape in ((1, 5, 3, 23), (1, 16, 5, 13), (2, 70, 3, 5), (1, 79, 1, 70), (1, 130, 2, 3)):
+        assert_layouts("avx512", src, shape, layout, [out], extras=EXTRAS)
+
+
+@pytest.mark.parametrize("layout", [TO_NHWC, TO_NCHW], ids="-".join)
+@pytest.mark.parametrize(("src", "out"), [("u8", "u8"), ("f32", "f32"), ("f32", "u8"), ("u8", "f32"), ("bf16", "bf16")])
+@pytest.mark.parametrize("name", TIERS)
+def test_planes_that_share_sets_of_the_cache_go_through_scratch(
+    name: str, src: str, out: str, layout: tuple[str, str]
+) -> None:
+    planes = {"u8": 4096, "bf16": 2048, "f32": 1024}[src if layout == TO_NHWC else out]
+    shape = (1, 19, 2, planes // 2)
+    tier = code_tier(512 if name == "avx512" else 256)
+    assert tier is not None
+    op = Convert(NUMPY[out], layout=layout, isa="reference")
+    f = op._affine(src, 19)  # type: ignore[arg-type]
+    ((key, _),) = reorder_image(f, tier, (1, 19, planes), to_nhwc=layout == TO_NHWC)
+    assert key.scratch
+    assert_layouts(name, src, shape, layout, [out])
 
 
 @EMULATED
@@ -156,7 +191,8 @@ def test_layouts_of_any_shape(data: st.DataObject) -> None:
     x = random_array(rng, (n, c, h, w) if to_nhwc else (n, h, w, c), src)
     op = Convert(NUMPY[out], layout=("NCHW", "NHWC") if to_nhwc else ("NHWC", "NCHW"), isa="reference", **q)
     name = data.draw(st.sampled_from(TIERS))
-    assert_same(emulate(op, name, (x,)), op(x), (name, src, out, x.shape))
+    extras = EXTRAS if data.draw(st.booleans()) else frozenset[str]()
+    assert_same(emulate(op, name, (x,), extras=extras), op(x), (name, src, out, x.shape))
 
 
 POOLS: list[tuple[tuple[int, ...], dict[str, Any]]] = [

@@ -128,7 +128,7 @@ def store_words(t: Tile) -> None:
                     v = v.ymm
                     a.vcvtneps2bf16(v, row[j])
                 else:
-                    v = _round_words(t, v)
+                    v = round_words(a, t.tier, v)
                 _store_counted(t, mem, v, count, masks)
                 j += took
 
@@ -147,20 +147,22 @@ def _store_counted(t: Tile, mem: Mem, v: Reg, count: int, masks: dict[int, Reg])
         store_bytes(a, mem, v, 2 * count)
 
 
-def _round_words(t: Tile, v: Reg) -> Reg:
+def round_words(a: Assembler, tier: TierCode, v: Reg) -> Reg:
     """Round f32 to bf16 as VCVTNEPS2BF16 does, with integer arithmetic (the twin of `bf16.round_to_bf16`).
 
     Returns the lower half of v's register, which holds the result.
     """
-    a = t.a
 
     def word(value: int) -> Mem:
-        return splat(a, t.tier, np.int32(value))
+        return splat(a, tier, np.int32(value))
+
+    def temp(name: str) -> Reg:
+        return a.vec(tier.bits, name)
 
     with a.scope():
-        top, r = t.temp("top"), t.temp("rounded")
+        top, r = temp("top"), temp("rounded")
         a.vpsrld(top, v, 16)
-        if t.tier.masks:
+        if tier.masks:
             nan, tiny = a.kreg("nan"), a.kreg("tiny")
             a.vcmpps(nan, v, v, 3)
             a.vptestnmd(tiny, v, word(0x7F800000))
@@ -172,7 +174,7 @@ def _round_words(t: Tile, v: Reg) -> Reg:
             a.vpandd(v, top, word(0x8000), mask=tiny)
             a.vpmovdw(v.ymm, v)
             return v.ymm
-        other, choose = t.temp("other"), t.temp("choose")
+        other, choose = temp("other"), temp("choose")
         a.vpand(r, top, word(1))
         a.vpaddd(r, r, word(0x7FFF))
         a.vpaddd(r, r, v)

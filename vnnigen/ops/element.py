@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vnnigen.errors import DTypeError, QuantizationError, ShapeError
+from vnnigen.errors import QuantizationError, ShapeError
 from vnnigen.kernels.element.affine import Affine, last_axis, make_affine
 from vnnigen.kernels.element.common import Run
 from vnnigen.kernels.element.plan import convert_rows, reorder_image
@@ -83,8 +83,6 @@ class Convert(ElementOperator):
     def _layout_plan(self, shape: tuple[int, ...], src: DType) -> ElementPlan:
         if len(shape) != 4 or 0 in shape:
             raise ShapeError(f"a change of layout needs 4 dimensions, none of them empty, not shape {shape}")
-        if "bf16" in (src, self._out):
-            raise DTypeError("a change of layout of bf16 is not supported; convert to float32 first")
         to_nhwc = self._layout == _TO_NHWC
         n, c, h, w = shape if to_nhwc else (shape[0], shape[3], shape[1], shape[2])
         f = self._affine(src, c)
@@ -101,7 +99,7 @@ class Convert(ElementOperator):
             if c == 1 or h * w == 1:
                 launches: list[Any] = [*convert_rows(f, self._tier, n * h * w, c, op="reorder", vbmi=self._vbmi)]
             else:
-                launches = [*reorder_image(f, self._tier, (n, c, h * w), to_nhwc=to_nhwc)]
+                launches = [*reorder_image(f, self._tier, (n, c, h * w), to_nhwc=to_nhwc, extras=self._extras)]
             calls = (Call.of(launches),)
         return ElementPlan(y_shape, NUMPY[self._out], calls, reference)
 

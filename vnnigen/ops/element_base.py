@@ -13,7 +13,7 @@ from vnnigen.errors import DTypeError, ShapeError
 from vnnigen.isa import tiers
 from vnnigen.kernels.element.common import Run
 from vnnigen.kernels.element.plan import code_tier
-from vnnigen.kernels.element.rows import VBMI
+from vnnigen.kernels.element.transpose_tiles import BF16, VBMI
 from vnnigen.kernels.layout import MAX_TENSORS
 from vnnigen.kernels.post_ops import Binary, PostOp, Sum
 from vnnigen.kernels.types import NUMPY, Array, DType
@@ -78,8 +78,9 @@ class ElementOperator:
         """Choose the tier; ISAError where `isa` is unknown or cannot be used here."""
         name = tiers.resolve_tier(isa, [t.name for t in tiers.TIERS])
         self._tier = code_tier(tiers.tier(name).vector_bits)
-        # No tier includes VBMI: it is used where it is there and nobody asked for a certain tier.
-        self._vbmi = isa is None and VBMI in tiers.allowed_features()
+        # The tiers' kernels do without VBMI and BF16: they are used where they are there and nobody asked for a tier.
+        self._extras = frozenset({VBMI, BF16}) & tiers.allowed_features() if isa is None else frozenset()
+        self._vbmi = VBMI in self._extras
         self._plans: dict[Any, ElementPlan] = {}
         self._post_ops = check_post_ops(post_ops)
         self._takers = tuple(op for op in self._post_ops if isinstance(op, (Sum, Binary)) and op.takes_tensor)

@@ -61,18 +61,17 @@ def convert_rows(
 
 
 def reorder_image(
-    f: Affine, tier: TierCode, shape: tuple[int, int, int], *, to_nhwc: bool
+    f: Affine, tier: TierCode, shape: tuple[int, int, int], *, to_nhwc: bool, extras: frozenset[str] = frozenset()
 ) -> list[tuple[NarrowKey | TransposeKey, Run]]:
     """The launch that converts images of (batch, channels, pixels) from NCHW to NHWC, or back."""
     batch, channels, pixels = shape
     spec = None if f.identity else f.epilogue.spec
-    if channels <= NARROW:
+    if channels <= NARROW and "bf16" not in (f.src, f.out):
         narrow = NarrowKey(tier, batch, channels, pixels, f.src, f.out, spec, f.has_init, to_nhwc)
         wide = f.spread(tier.lanes) if f.per_channel else f
         return [(narrow, Run(wide.consts(narrow.columns)))]
-    rows, cols = (channels, pixels) if to_nhwc else (pixels, channels)
-    of = ("rows" if to_nhwc else "cols") if f.per_channel else ""
     key = TransposeKey(
-        tier, batch, rows, cols, f.src, f.out, spec, f.has_init, of, "cols" if to_nhwc else "rows"
+        tier, batch, channels, pixels, f.src, f.out, spec, f.has_init, f.per_channel, to_nhwc,
+        extras if tier.masks else frozenset(),
     )  # fmt: skip
     return [(key, Run(f.consts(key.columns)))]

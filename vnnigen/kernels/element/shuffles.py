@@ -75,3 +75,49 @@ def gather(a: Assembler, tier: TierCode, dst: Reg, sources: list[Reg], places: l
             picks = [tier.lanes + lane if r == i else kept[k] for k, (r, lane) in enumerate(places)]
             with a.scope():
                 a.vpermt2d(dst, index(picks), source)
+
+
+class Interleaver:
+    """Transposes elements of `size` bytes within the 128-bit lanes of as many registers as a lane has elements.
+
+    Each pass interleaves the lower half of the registers with the upper one: a perfect shuffle of an element's address,
+    after log2 of which rows and columns have changed places.  Registers are merged as soon as both are there, which
+    leaves the processor less to reorder; `order` says which rows to give first.
+    """
+
+    def __init__(self, a: Assembler, size: int, temp: Reg) -> None:
+        """`temp` is a free register; `self.temp` is free from then on, `temp` may hold a column."""
+        self.a, self.size, self.temp = a, size, temp
+        self.side = 16 // size
+        bits = self.side.bit_length() - 1
+        self.passes = bits
+        self.order = [int(f"{i:0{bits}b}"[::-1], 2) for i in range(self.side)]
+        self.columns: dict[int, Reg] = {}
+        self._waiting: dict[tuple[int, int], Reg] = {}
+
+    def merges(self) -> tuple[Merge, Merge]:
+        """The instructions that interleave the lower and the upper halves of lanes."""
+        a = self.a
+        return {1: (a.vpunpcklbw, a.vpunpckhbw), 2: (a.vpunpcklwd, a.vpunpckhwd), 4: (a.vpunpckldq, a.vpunpckhdq)}[
+            self.size
+        ]
+
+    def give(self, i: int, reg: Reg, done: int = 0) -> None:
+        """Row i (of what `done` passes made); what can be merged is."""
+        if done == self.passes:
+            self.columns[i] = reg
+            return
+        half = self.side // 2
+        other = self._waiting.pop((done, i ^ half), None)
+        if other is None:
+            self._waiting[done, i] = reg
+            return
+        first, second = (reg, other) if i < half else (other, reg)
+        low, high = self.merges()
+        free = self.temp
+        high(free, first, second)
+        low(first, first, second)
+        self.temp = second
+        at = 2 * (i % half)
+        self.give(at, first, done + 1)
+        self.give(at + 1, free, done + 1)
