@@ -1,8 +1,8 @@
 """Kernels between guard pages, called through a trampoline that checks what they do to the machine.
 
-Run as a program in a process of its own (a stray access kills it): `python -m tests.kernels.guarded avx2 end`
-takes every case on that tier, with every operand ending where a PROT_NONE page begins ("end"), or beginning
-where one ends ("start"). It names each case before it runs.
+Run as a program in a process of its own (a stray access kills it): `python -m tests.kernels.guarded avx2` takes
+every case on that tier, with every operand beginning where a PROT_NONE page ends ("start"), and with every operand
+ending where one begins ("end"). It names each case before it runs.
 """
 
 from __future__ import annotations
@@ -191,11 +191,10 @@ def all_cases(tier: str) -> Sequence[tuple[Case, bool]]:
     return varied
 
 
-def main(tier: str, place: str) -> None:
+def main(tier: str) -> None:
     caller = Caller()
     for case, fine in all_cases(tier):
         in_place = case.sums[:1] == (case.out,)
-        print(repr(case), *case.post_ops(), flush=True)
         op = case.operator("reference")
         out_shape(op, case)
         if fine:
@@ -203,9 +202,11 @@ def main(tier: str, place: str) -> None:
                 low = lower(op, case.x, case.src, tier)
         else:
             low = lower(op, case.x, case.src, tier)
-        run(low, caller, case, place, in_place)
+        for place in ("start", "end"):
+            print(place, repr(case), *case.post_ops(), flush=True)
+            run(low, caller, case, place, in_place)
     print("done", flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    main(sys.argv[1])

@@ -329,8 +329,7 @@ class Assembler:
         ends = last.form.ends if isinstance(last, Insn) else last is not None and last.kind == "ret"
         if not ends:
             raise AssemblerError(f"{self.name}: control runs off the end; finish with ret()")
-        insns = (item for item in self._items if isinstance(item, Insn))
-        used = {o for insn in insns for o in insn.operands if isinstance(o, Label)}
+        used = {o for item in self._items if item.__class__ is Insn for o in item.operands if o.__class__ is Label}
         for label in used:
             if not label.bound or label not in self._labels:
                 raise AssemblerError(f"{self.name}: branch to label {label.name!r}, which is not bound here")

@@ -67,9 +67,19 @@ class GPR(Reg):
             self._set(f"r{self.bits}", _GPR_BASE[self.bits] + self.index)
 
     @property
+    def r64(self) -> GPR:
+        """The whole register."""
+        return GPR(self.index, 64, self.name)
+
+    @property
     def r32(self) -> GPR:
         """The low 32 bits (a write clears the high half)."""
         return GPR(self.index, 32, self.name)
+
+    @property
+    def r16(self) -> GPR:
+        """The low 16 bits."""
+        return GPR(self.index, 16, self.name)
 
     @property
     def r8(self) -> GPR:
