@@ -1,9 +1,11 @@
 """Pooling kernels: vectors run along the channels, windows are loops.
 
-A step is a strip of output rows of one image.  Outputs whose windows lie inside the image horizontally are computed
-several at a time with the taps of a row written out, so that neighbours share their loads; outputs at the left and
-right borders, and windows too wide to be written out, loop over taps.  Which rows and columns of a window are inside
-comes from tables behind the constants, so the code does not grow with padding.
+A step is a strip of output rows of one image.  Several outputs of a row are computed at a time, with the columns of
+their windows written out, so that neighbours share their loads.  Where they have most of their columns in common, a
+column's maximum or sum is made once and then combined with others; so 3 x 3 taps cost each output some 5 operations.
+Windows too wide to be written out loop over taps.
+Which rows and columns of a window are inside comes from tables behind the constants, so the code does not grow with
+padding.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ from vnnigen.kernels.mac import TierCode
 Reg = Any
 #: Windows of at most this many columns are written out.
 UNROLL = 16
+#: Bytes of rows that stay in the L1 cache while the next row of outputs reads them again.
+ROWS_BYTES = 24 << 10
 #: Sums of bytes fit 16 bits for this many taps.
 MAX_16BIT_TAPS = 256
 
@@ -65,11 +69,6 @@ class PoolKey(NoScratch):
     def flush(self) -> bool:
         """Whether 16-bit sums must be emptied on the way."""
         return sums_bytes(self.op, self.p.src) and self.p.taps > MAX_16BIT_TAPS
-
-    @property
-    def written_out(self) -> bool:
-        """Whether the columns of whole windows are written out."""
-        return self.p.kernel[1] <= UNROLL and not self.flush
 
     def build(self, features: frozenset[str] | None) -> Code:
         """Generate the code."""
@@ -196,8 +195,8 @@ class _Pool:
         """All columns of a row for one block of channels; `at` and `off` keep their values."""
         a, r = self.a, self.r
         a.mov(self._slot(self.COLUMN), r["off"])
-        tw = self.body.outputs(b)
-        if self.key.written_out and max(self.left, self.right) <= tw:
+        tw = 0 if self.key.flush else self._tile_width(b)
+        if tw and max(self.left, self.right) <= tw:
             self._written(b, tw)
         else:
             self._border(b, 0, self.left)
@@ -248,59 +247,126 @@ class _Pool:
             a.mov(r["row"], r["at"])
             self._outputs(b, range(x, min(x + tw, p.ow)), self._window(r["row"], x).disp)
 
+    def _tile_width(self, b: Block) -> int:
+        """Outputs that are computed together: up to 8, as accumulators permit; 0 where windows are too wide."""
+        if self.p.kernel[1] > UNROLL:
+            return 0
+        return max((t for t in range(1, 9) if self.body.fits(b.vectors, t)), default=0)
+
     def _outputs(self, b: Block, xs: range, start: int) -> None:
         """Neighbouring outputs, the first one's window `start` bytes from `row`; `off` moves on."""
         a, p, r = self.a, self.p, self.r
         sw, dw = p.stride[1], p.dilation[1]
         first = xs[0] * sw - p.pad[1][0]
-        columns = {t * sw + k * dw for t in range(len(xs)) for k in range(p.kernel[1])}
-        present = sorted(c for c in columns if 0 <= first + c < p.w)
+        windows = [
+            [c for c in range(t * sw, t * sw + p.kernel[1] * dw, dw) if 0 <= first + c < p.w] for t in range(len(xs))
+        ]
+        outputs = [t * sw for t in range(len(xs))]
+        # The accumulators that a column goes to: its own, numbered by its place, or those of its outputs.
+        slots: dict[int, list[int]] = {}
+        for output, window in zip(outputs, windows, strict=True):
+            for c in window:
+                slots[c] = [c] if p.by_columns else [*slots.get(c, []), output]
         with a.scope():
-            self.body.start(b, len(xs))
+            self.body.start(b, sorted({*outputs, *(s for some in slots.values() for s in some)}))
+            whole = bool((p.valid(0)[:, 1] > 0).all())
 
-            def row() -> None:
-                for column in present:
-                    users = [t for t in range(len(xs)) if self._is_tap(column - t * sw)]
-                    self.body.tap(Mem(r["row"], start + column * self.pixel), users)
+            def row(*, fresh: bool) -> None:
+                seen: set[int] = set() if fresh else set(self.body.slots)
+                for column, some in sorted(slots.items()):
+                    mem = Mem(r["row"], start + column * self.pixel)
+                    self.body.tap(mem, [s for s in some if s in seen], [s for s in some if s not in seen])
+                    seen.update(some)
                 a.add(r["row"], p.dilation[0] * self.row_pitch)
 
-            self._rows(row)
+            if whole:
+                self.body.clear([output for output, window in zip(outputs, windows, strict=True) if not window])
+                row(fresh=True)
+                self._rows(lambda: row(fresh=False), less=1)
+            else:
+                self.body.clear(list(self.body.slots))
+                self._rows(lambda: row(fresh=False))
+            self._prefetch(b, len(xs), start)
+            if p.by_columns:
+                # The first column's accumulator takes the output: outputs further on do not have that column.
+                for output, window in zip(outputs, windows, strict=True):
+                    self.body.combine(output, window)
+            self.body.keep(outputs)
             taps = p.valid(1)[:, 1]
             self.body.finish([t * p.c for t in range(len(xs))], [int(taps[x]) for x in xs])
         a.add(r["off"], len(xs) * p.c)
 
-    def _is_tap(self, distance: int) -> bool:
-        tap, off = divmod(distance, self.p.dilation[1])
-        return off == 0 and 0 <= tap < self.p.kernel[1]
+    def _prefetch(self, b: Block, outputs: int, start: int) -> None:
+        """Fetch what the next row of outputs reads and this one did not, where the rest stays in the L1 cache."""
+        p = self.p
+        rows = p.kernel[0] * self.row_pitch + p.ow * p.c * SIZE[self.key.spec.out]
+        if p.stride[0] >= p.kernel[0] or p.dilation[0] > 1 or rows > ROWS_BYTES:
+            return
+        for y in range(p.stride[0]):
+            for x in range(outputs * p.stride[1]):
+                for line in range(0, b.vectors * self.body.unit * SIZE[p.src], 64):
+                    self.a.prefetcht0(Mem(self.r["row"], start + y * self.row_pitch + x * self.pixel + line))
 
-    def _rows(self, row: Callable[[], None]) -> None:
-        """Repeat for the rows of the window that are inside the image."""
-        taps = self.p.valid(0)[:, 1]
-        if (taps == 1).all():
-            row()
+    def _rows(self, row: Callable[[], None], less: int = 0) -> None:
+        """Repeat for the rows of the window that are inside the image, but for the first `less`."""
+        taps = self.p.valid(0)[:, 1] - less
+        if (taps == taps[0]).all() and taps[0] <= 2:
+            for _ in range(taps[0]):
+                row()
             return
         self.a.mov(self.r["count"], self.r["rows"])
+        if less:
+            self.a.sub(self.r["count"], less)
         loop_or_skip(self.a, self.r["count"], row, may_be_zero=bool((taps == 0).any()))
 
     def _looped(self, b: Block) -> None:
         """One output from `row` on, `real` columns; afterwards `real` counts the window's taps."""
-        a, p, r = self.a, self.p, self.r
+        a, r = self.a, self.r
         with a.scope():
-            self.body.start(b, 1)
-
-            def tap() -> None:
-                self.body.tap(Mem(r["tap"]), [0])
-                a.add(r["tap"], p.dilation[1] * self.pixel)
-
-            def row() -> None:
-                a.mov(r["tap"], r["row"])
-                a.mov(r["taps"], r["real"])
-                self._taps(tap)
-                a.add(r["row"], p.dilation[0] * self.row_pitch)
-
-            self._rows(row)
+            by_columns = self.p.by_columns and not self.key.flush
+            self.body.start(b, [0, 1] if by_columns else [0])
+            self.body.clear([0])
+            if by_columns:
+                self._loop_by_columns()
+            else:
+                self._loop_by_rows()
+            self.body.keep([0])
             a.imul(r["real"], r["rows"])
             self.body.finish([0], [None])
+
+    def _loop_by_rows(self) -> None:
+        """All taps of a row, then the next one."""
+        a, p, r = self.a, self.p, self.r
+
+        def tap() -> None:
+            self.body.tap(Mem(r["tap"]), [0])
+            a.add(r["tap"], p.dilation[1] * self.pixel)
+
+        def row() -> None:
+            a.mov(r["tap"], r["row"])
+            a.mov(r["taps"], r["real"])
+            self._taps(tap)
+            a.add(r["row"], p.dilation[0] * self.row_pitch)
+
+        self._rows(row)
+
+    def _loop_by_columns(self) -> None:
+        """Each column on its own, then together with those before it."""
+        a, p, r = self.a, self.p, self.r
+
+        def tap() -> None:
+            self.body.tap(Mem(r["tap"]), [1])
+            a.add(r["tap"], p.dilation[0] * self.row_pitch)
+
+        def column() -> None:
+            a.mov(r["tap"], r["row"])
+            self.body.clear([1])
+            self._rows(tap)
+            self.body.combine(0, [0, 1])
+            a.add(r["row"], p.dilation[1] * self.pixel)
+
+        a.mov(r["taps"], r["real"])
+        loop_or_skip(a, r["taps"], column, may_be_zero=bool((p.valid(1)[:, 1] == 0).any()))
 
     def _taps(self, tap: Callable[[], None]) -> None:
         """`taps` times a tap, emptying 16-bit sums when they are full."""

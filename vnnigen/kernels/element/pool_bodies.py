@@ -1,11 +1,11 @@
 """What pooling does with an element: maxima of bytes and floats, sums of bytes and floats.
 
-A body keeps accumulators for `outputs` x `vectors` and knows nothing of windows.
+A body keeps accumulators of a block's vectors in numbered slots and knows nothing of windows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,9 +53,6 @@ class BodyCode:
 class Body:
     """What all bodies share. `unit` is the channels of a vector, `vectors` those of a full block."""
 
-    #: Accumulator registers per vector and output, and how many of them there may be, by vector width.
-    per_vector = 1
-    room = {512: 16, 256: 8}  # noqa: RUF012
     bytes_in = False
 
     def __init__(self, a: Assembler, code: BodyCode, r: dict[str, Reg], args: Reg) -> None:
@@ -63,20 +60,26 @@ class Body:
         self.a, self.code, self.tier, self.p, self.spec, self.flush = a, code, tier, p, code.spec, code.flush
         self.r, self.args, self.tables = r, args, PoolTables.of(p)
         self.unit = tier.vector_bytes if self.bytes_in else tier.lanes
-        most = self.room[tier.bits] // self.per_vector
-        # Where outputs have no neighbours, more channels keep as many loads in flight.
-        self.vectors = max(1, min(8 if p.ow == 1 else 4, most, p.c // self.unit))
-        self.most = most
         self.mask: Reg | None = None
+        self.most = self.room()
+        # Where outputs have no neighbours, more channels keep as many loads in flight.
+        most = min(8 if p.ow == 1 else 4, p.c // self.unit, self.most)
+        self.vectors = max((v for v in range(1, most + 1) if self.fits(v, min(2, p.ow))), default=1)
 
     @property
     def block(self) -> int:
         """Channels of a full block."""
         return self.vectors * self.unit
 
-    def outputs(self, b: Block) -> int:
-        """Outputs of a tile."""
-        return max(1, min(8, self.most // b.vectors))
+    def room(self) -> int:
+        """Slots x vectors that there are registers for: an element, a constant, and what the epilogue takes."""
+        return self.tier.registers - 2 - epilogue_registers(self.spec, self.tier)
+
+    def fits(self, vectors: int, outputs: int) -> bool:
+        """Whether there are accumulators for so many neighbouring outputs."""
+        p = self.p
+        columns = {t * p.stride[1] + k * p.dilation[1] for t in range(outputs) for k in range(p.kernel[1])}
+        return vectors * (len(columns) if p.by_columns else outputs) <= self.most
 
     def setup(self) -> None:
         """Load what stays in registers: the mask of the last vector."""
@@ -89,25 +92,54 @@ class Body:
         """A vector register."""
         return self.a.vec(self.tier.bits, name)
 
-    def start(self, b: Block, outputs: int) -> None:
-        """Allocate accumulators in the current scope and set them to their first value."""
+    def start(self, b: Block, slots: list[int]) -> None:
+        """Allocate accumulators in the current scope."""
         self.b = b
-        self.acc = [[self.vec(f"acc{t}_{j}") for j in range(b.vectors)] for t in range(outputs)]
+        self.slots = {s: self.allocate(s) for s in slots}
         self.temp = self.vec("element")
-        for row in self.acc:
-            for v in row:
-                self.clear(v)
 
-    def clear(self, v: Reg) -> None:
-        """Set an accumulator to its first value; the default is zero."""
+    def allocate(self, slot: int) -> list[Reg]:
+        """Allocate the accumulators of a slot."""
+        return [self.vec(f"acc{slot}_{j}") for j in range(self.b.vectors)]
+
+    def clear(self, slots: list[int]) -> None:
+        """Set slots to the value of no taps."""
+        for slot in dict.fromkeys(slots):
+            for v in self.slots[slot]:
+                self.reset(v)
+
+    def reset(self, v: Reg) -> None:
+        """Set an accumulator to the value of no taps; the default is zero."""
         self.a.vpxor(v.xmm, v.xmm, v.xmm) if v.index < 16 else self.a.vpxord(v, v, v)
+
+    def combine(self, slot: int, sources: list[int]) -> None:
+        """Put what some slots have together into one of them."""
+        if not sources:
+            self.clear([slot])
+            return
+        old = self.slots[sources[0]]
+        for source in sources[1:]:
+            for dst, x, y in zip(self.slots[slot], old, self.slots[source], strict=True):
+                self.join(dst, x, y)
+            old = self.slots[slot]
+        if len(sources) == 1 and sources[0] != slot:
+            for dst, x in zip(self.slots[slot], old, strict=True):
+                self.a.vmovaps(dst, x)
+
+    def join(self, dst: Reg, old: Reg, new: Reg) -> None:
+        """Combine two accumulators, of earlier and of later taps."""
+        raise NotImplementedError
+
+    def keep(self, slots: list[int]) -> None:
+        """Name the slots that hold the outputs."""
+        self.acc = [self.slots[s] for s in slots]
 
     def count(self, j: int) -> int:
         """Live elements of vector j."""
         return self.b.valid if j == self.b.vectors - 1 else self.unit
 
-    def tap(self, mem: Mem, users: list[int]) -> None:
-        """Take the elements at `mem` into the outputs `users`."""
+    def tap(self, mem: Mem, old: list[int], new: Sequence[int] = ()) -> None:
+        """Take the elements at `mem` into some slots, and make them the first ones of others."""
         raise NotImplementedError
 
     def empty(self) -> None:
@@ -152,19 +184,27 @@ class MaxBytes(Body):
         self.a.vmovups(self.low, self.a.const(value))
         self.op: Callable[..., None] = self.a.vpmaxub if self.p.src == "u8" else self.a.vpmaxsb
 
-    def clear(self, v: Reg) -> None:
+    def reset(self, v: Reg) -> None:
         """Start from the lowest value."""
         self.a.vmovaps(v, self.low)
 
-    def tap(self, mem: Mem, users: list[int]) -> None:
-        """Take the maximum; a whole vector with one user comes from memory directly."""
+    def tap(self, mem: Mem, old: list[int], new: Sequence[int] = ()) -> None:
+        """Take the maximum; a whole vector for one slot comes from memory directly."""
         for j in range(self.b.vectors):
             source: Any = mem + j * self.unit
-            if len(users) > 1 or self.count(j) != self.unit:
-                load_some(self.a, self.tier, self.temp, source, self.count(j), self.mask)
-                source = self.temp
-            for t in users:
-                self.op(self.acc[t][j], self.acc[t][j], source)
+            firsts = [self.slots[s][j] for s in new]
+            if firsts or len(old) > 1 or self.count(j) != self.unit:
+                x = firsts[0] if firsts else self.temp
+                load_some(self.a, self.tier, x, source, self.count(j), self.mask)
+                source = x
+            for v in firsts[1:]:
+                self.a.vmovaps(v, source)
+            for s in old:
+                self.op(self.slots[s][j], self.slots[s][j], source)
+
+    def join(self, dst: Reg, old: Reg, new: Reg) -> None:
+        """Take the maximum."""
+        self.op(dst, old, new)
 
     def finish(self, offsets: list[int], columns: list[int | None]) -> None:
         """Store bytes."""
@@ -184,21 +224,26 @@ class MaxFloat(Body):
         self.low = self.vec("low")
         self.a.vmovups(self.low, self.a.const(np.full(self.unit, -np.inf, np.float32)))
 
-    def clear(self, v: Reg) -> None:
+    def reset(self, v: Reg) -> None:
         """Start from minus infinity."""
         self.a.vmovaps(v, self.low)
 
-    def tap(self, mem: Mem, users: list[int]) -> None:
+    def tap(self, mem: Mem, old: list[int], new: Sequence[int] = ()) -> None:
         """VMAXPS gives its second source for NaNs and equals: that is the old maximum."""
         for j in range(self.b.vectors):
-            self.load(mem, j)
-            for t in users:
-                self.a.vmaxps(self.acc[t][j], self.temp, self.acc[t][j])
+            self.load(self.temp, mem, j)
+            for s in (*old, *new):
+                v = self.slots[s][j]
+                self.a.vmaxps(v, self.temp, self.low if s in new else v)
 
-    def load(self, mem: Mem, j: int) -> None:
+    def join(self, dst: Reg, old: Reg, new: Reg) -> None:
+        """Take the maximum, the old one where both are equal."""
+        self.a.vmaxps(dst, new, old)
+
+    def load(self, x: Reg, mem: Mem, j: int) -> None:
         """Load vector j as f32."""
         source = mem + j * self.unit * SIZE[self.p.src]
-        load_lanes(self.a, self.tier, self.temp, source, self.p.src, self.count(j), self.mask)
+        load_lanes(self.a, self.tier, x, source, self.p.src, self.count(j), self.mask)
 
     def finish(self, offsets: list[int], columns: list[int | None]) -> None:
         """Store floats."""
@@ -212,24 +257,37 @@ class SumFloat(MaxFloat):
         """Only the mask."""
         Body.setup(self)
 
-    def clear(self, v: Reg) -> None:
+    def reset(self, v: Reg) -> None:
         """Start from zero."""
-        Body.clear(self, v)
+        Body.reset(self, v)
 
-    def tap(self, mem: Mem, users: list[int]) -> None:
-        """Add."""
+    def tap(self, mem: Mem, old: list[int], new: Sequence[int] = ()) -> None:
+        """Add; a whole vector of f32 for one slot comes from memory directly."""
         for j in range(self.b.vectors):
-            self.load(mem, j)
-            for t in users:
-                self.a.vaddps(self.acc[t][j], self.acc[t][j], self.temp)
+            source: Any = mem + j * self.unit * SIZE[self.p.src]
+            firsts = [self.slots[s][j] for s in new]
+            if firsts or len(old) > 1 or self.p.src != "f32" or self.count(j) != self.unit:
+                source = firsts[0] if firsts else self.temp
+                self.load(source, mem, j)
+            for v in firsts[1:]:
+                self.a.vmovaps(v, source)
+            for s in old:
+                self.a.vaddps(self.slots[s][j], self.slots[s][j], source)
+
+    def join(self, dst: Reg, old: Reg, new: Reg) -> None:
+        """Add."""
+        self.a.vaddps(dst, old, new)
 
     def finish(self, offsets: list[int], columns: list[int | None]) -> None:
-        """Scale, then the epilogue."""
-        for t, row in enumerate(self.acc):
-            if t == 0 or columns[t] != columns[t - 1]:
-                self.a.vbroadcastss(self.temp, self.by_count(self.tables.factors, columns[t]))
-            for v in row:
-                self.a.vmulps(v, v, self.temp)
+        """Scale, then the epilogue. Adding zero makes +0 of a sum of no taps but -0, wherever summing started."""
+        with self.a.scope():
+            zero = self.vec("zero")
+            self.a.vxorps(zero, zero, zero)
+            for t, row in enumerate(self.acc):
+                if t == 0 or columns[t] != columns[t - 1]:
+                    self.a.vbroadcastss(self.temp, self.by_count(self.tables.factors, columns[t]))
+                for v in row:
+                    self.a.vfmadd213ps(v, self.temp, zero)
         self.a.release(self.temp)
         self.store(self.acc, offsets, self.b.valid)
 
@@ -243,17 +301,12 @@ class SumBytes(Body):
     """
 
     bytes_in = True
-    per_vector = 2
-    room = {512: 16, 256: 8}  # noqa: RUF012
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        # Besides the sums: an element, the shift, four wide sums, the epilogue (bytes come interleaved: less).
+    def room(self) -> int:
+        """Besides two sums: an element, the shift, four wide sums, the epilogue (bytes come interleaved: less)."""
         need = 2 if self.spec.out in ("u8", "s8") else epilogue_registers(self.spec, self.tier)
-        self.most = min(self.most, (self.tier.registers - 6 - need) // 2)
-        self.vectors = min(self.vectors, self.most)
-        if self.flush:
-            self.most = self.vectors = min(self.vectors, {512: 3, 256: 1}[self.tier.bits])
+        most = (self.tier.registers - 6 - need) // 2
+        return min(most, {512: 3, 256: 1}[self.tier.bits]) if self.flush else most
 
     def setup(self) -> None:
         """Also keep the shift from s8 to u8 at hand."""
@@ -263,37 +316,42 @@ class SumBytes(Body):
             self.flip = self.vec("flip")
             self.a.vmovups(self.flip, self.a.const(np.full(self.tier.vector_bytes, 0x80, np.uint8)))
 
-    def outputs(self, b: Block) -> int:
-        """One output where sums must be emptied."""
-        return 1 if self.flush else super().outputs(b)
-
-    def start(self, b: Block, outputs: int) -> None:
-        """Allocate sums of words and of upper bytes, and wide sums where needed."""
-        super().start(b, outputs)
-        self.upper = [[self.vec(f"upper{t}_{j}") for j in range(b.vectors)] for t in range(outputs)]
-        for row in self.upper:
-            for v in row:
-                self.clear(v)
+    def start(self, b: Block, slots: list[int]) -> None:
+        """Allocate wide sums too where they are needed."""
+        super().start(b, slots)
         self.wide: list[list[Reg]] = []
         if self.flush:
             self.wide = [[self.vec(f"wide{j}_{q}") for q in range(4)] for j in range(b.vectors)]
             for quad in self.wide:
                 for v in quad:
-                    self.clear(v)
+                    self.reset(v)
 
-    def tap(self, mem: Mem, users: list[int]) -> None:
+    def allocate(self, slot: int) -> list[Reg]:
+        """Sums of words, then those of upper bytes."""
+        return super().allocate(slot) + [self.vec(f"upper{slot}_{j}") for j in range(self.b.vectors)]
+
+    def tap(self, mem: Mem, old: list[int], new: Sequence[int] = ()) -> None:
         """Add words and upper bytes."""
-        a = self.a
+        a, n = self.a, self.b.vectors
         with a.scope():
             high = self.vec("high")
-            for j in range(self.b.vectors):
-                load_some(a, self.tier, self.temp, mem + j * self.unit, self.count(j), self.mask)
+            for j in range(n):
+                x = self.slots[new[0]][j] if new else self.temp
+                top = self.slots[new[0]][n + j] if new else high
+                load_some(a, self.tier, x, mem + j * self.unit, self.count(j), self.mask)
                 if self.flip is not None:
-                    a.vxorps(self.temp, self.temp, self.flip)
-                a.vpsrlw(high, self.temp, 8)
-                for t in users:
-                    a.vpaddw(self.acc[t][j], self.acc[t][j], self.temp)
-                    a.vpaddw(self.upper[t][j], self.upper[t][j], high)
+                    a.vxorps(x, x, self.flip)
+                a.vpsrlw(top, x, 8)
+                for s in new[1:]:
+                    a.vmovaps(self.slots[s][j], x)
+                    a.vmovaps(self.slots[s][n + j], top)
+                for s in old:
+                    a.vpaddw(self.slots[s][j], self.slots[s][j], x)
+                    a.vpaddw(self.slots[s][n + j], self.slots[s][n + j], top)
+
+    def join(self, dst: Reg, old: Reg, new: Reg) -> None:
+        """Add."""
+        self.a.vpaddw(dst, old, new)
 
     def _widen(self, word: Reg, upper: Reg, out: list[Reg]) -> None:
         """Turn 16-bit sums into four vectors of 32-bit sums, interleaved (see `depthwise`); clobbers the sums."""
@@ -302,7 +360,7 @@ class SumBytes(Body):
         a.vpsubw(word, word, t)
         a.vpunpcklwd(out[1], word, upper)
         a.vpunpckhwd(out[3], word, upper)
-        Body.clear(self, t)
+        self.reset(t)
         a.vpunpcklwd(out[0], out[1], t)
         a.vpunpckhwd(out[1], out[1], t)
         a.vpunpcklwd(out[2], out[3], t)
@@ -311,14 +369,14 @@ class SumBytes(Body):
     def empty(self) -> None:
         """Add the 16-bit sums to the wide ones."""
         a = self.a
-        for j in range(self.b.vectors):
+        n = self.b.vectors
+        for j in range(n):
             with a.scope():
                 fresh = [self.vec(f"fresh{q}") for q in range(4)]
-                self._widen(self.acc[0][j], self.upper[0][j], fresh)
+                self._widen(self.slots[0][j], self.slots[0][n + j], fresh)
                 for total, part in zip(self.wide[j], fresh, strict=True):
                     a.vpaddd(total, total, part)
-            self.clear(self.acc[0][j])
-            self.clear(self.upper[0][j])
+        self.clear([0])
 
     def finish(self, offsets: list[int], columns: list[int | None]) -> None:
         """Subtract the zero points, scale, then the epilogue, one vector of bytes after the other."""
@@ -328,7 +386,7 @@ class SumBytes(Body):
                 with a.scope():
                     quad = self.wide[j] if self.flush else [self.vec(f"sum{q}") for q in range(4)]
                     if not self.flush:
-                        self._widen(self.acc[t][j], self.upper[t][j], quad)
+                        self._widen(self.acc[t][j], self.acc[t][self.b.vectors + j], quad)
                     self._scale(quad, columns[t])
                     self._store(quad, offset + j * self.unit, self.count(j))
 

@@ -2,8 +2,10 @@
 
 Max pooling gives the largest element of a window, which starts as the type's lowest value: NaNs are ignored, and the
 first of equal zeros is taken; like every bf16 output, one of denormals is zero. Average pooling sums `q - zero_point`
-exactly in s32 (f32 and bf16 sources: in f32, taps in the order kh, kw, from +0), and `v = f32(sum) * r[count]`, where
-`r[count] = f32(m / count)`, m being the f32 factor of the scales; then the epilogue. `count` is the number of taps
+exactly in s32 (f32 and bf16 sources: in f32, tap by tap), and `v = f32(sum) * r[count]`, where `r[count] = f32(m /
+count)`, m being the f32 factor of the scales; then the epilogue. The order of taps is kh, kw; but where neighbouring
+windows share most of their columns (`PoolProblem.by_columns`), each column is summed (or its maximum taken) first, then
+the columns are. A zero of a sum of floats is +0. `count` is the number of taps
 inside the image, or kh*kw with `include_padding`; padding means 0. A window without any tap gives the lowest value
 (max) or 0 (average).
 """
@@ -86,6 +88,13 @@ class PoolProblem:
         """Taps of a whole window."""
         return self.kernel[0] * self.kernel[1]
 
+    @property
+    def by_columns(self) -> bool:
+        """Whether columns of taps are taken together first: neighbouring outputs share most of theirs."""
+        (kh, kw), sw = self.kernel, self.stride[1]
+        shared = self.ow > 1 and any(k * self.dilation[1] % sw == 0 for k in range(1, kw))
+        return shared and 4 * (kh * sw + kw - 1) <= 3 * kh * kw
+
     def valid(self, axis: int) -> npt.NDArray[np.int64]:
         """Per output index along `axis`: (first source index inside the image, taps inside it)."""
         size, k, d = (self.h, self.w)[axis], self.kernel[axis], self.dilation[axis]
@@ -100,24 +109,32 @@ def lowest(src: DType) -> float:
     return -np.inf if src in FLOATS else INT_RANGE[src][0]
 
 
-def _windows(p: PoolProblem, x: Array) -> list[tuple[slice, slice, Array]]:
-    """Per tap, in order: the output rows and columns that have it, and the source elements there."""
+def _windows(p: PoolProblem, x: Array) -> list[tuple[int, tuple[slice, slice], Array]]:
+    """Per tap, in order: its column of taps, the outputs that have it, and the source elements there."""
     found = []
-    for ky in range(p.kernel[0]):
-        for kx in range(p.kernel[1]):
-            rows = np.arange(p.oh) * p.stride[0] - p.pad[0][0] + ky * p.dilation[0]
-            cols = np.arange(p.ow) * p.stride[1] - p.pad[1][0] + kx * p.dilation[1]
-            ry, rx = np.flatnonzero((rows >= 0) & (rows < p.h)), np.flatnonzero((cols >= 0) & (cols < p.w))
-            if len(ry) and len(rx):
-                part = x[:, rows[ry]][:, :, cols[rx]]
-                found.append((slice(ry[0], ry[-1] + 1), slice(rx[0], rx[-1] + 1), part))
+    taps = [(ky, kx) for ky in range(p.kernel[0]) for kx in range(p.kernel[1])]
+    for ky, kx in sorted(taps, key=lambda tap: tap[1]) if p.by_columns else taps:
+        rows = np.arange(p.oh) * p.stride[0] - p.pad[0][0] + ky * p.dilation[0]
+        cols = np.arange(p.ow) * p.stride[1] - p.pad[1][0] + kx * p.dilation[1]
+        ry, rx = np.flatnonzero((rows >= 0) & (rows < p.h)), np.flatnonzero((cols >= 0) & (cols < p.w))
+        if len(ry) and len(rx):
+            part = x[:, rows[ry]][:, :, cols[rx]]
+            found.append((kx, (slice(ry[0], ry[-1] + 1), slice(rx[0], rx[-1] + 1)), part))
     return found
+
+
+def _columns(p: PoolProblem, x: Array) -> list[list[tuple[tuple[slice, slice], Array]]]:
+    """The taps that are summed before they are added to the others: all, or column by column."""
+    groups: dict[int, list[tuple[tuple[slice, slice], Array]]] = {}
+    for kx, where, part in _windows(p, x):
+        groups.setdefault(kx if p.by_columns else 0, []).append((where, part))
+    return list(groups.values())
 
 
 def max_reference(p: PoolProblem, x: Array) -> Array:
     """Max pooling of x [n, h, w, c]."""
     y: Array = np.full(p.y_shape, lowest(p.src), np.float32 if p.src in FLOATS else NUMPY[p.src])
-    for rows, cols, part in _windows(p, x):
+    for _, (rows, cols), part in _windows(p, x):
         old, new = y[:, rows, cols], part.astype(y.dtype)
         y[:, rows, cols] = np.where(new > old, new, old)
     return round_to_bf16(y) if p.src == "bf16" else y
@@ -149,12 +166,15 @@ class Average:
         real = p.src in FLOATS
         total: Array = np.zeros(p.y_shape, np.float32 if real else np.int64)
         with np.errstate(all="ignore"):
-            for rows, cols, part in _windows(p, x):
-                total[:, rows, cols] += part.astype(total.dtype)
+            for column in _columns(p, x):
+                some = np.zeros(p.y_shape, total.dtype)
+                for (rows, cols), part in column:
+                    some[:, rows, cols] += part.astype(total.dtype)
+                total = total + some
             count = p.valid(0)[:, None, 1] * p.valid(1)[None, :, 1]
             if not real:
                 total = total + self.starts[count][:, :, None]
-            v = total.astype(np.float32) * self.factors[count][:, :, None]
+            v = total.astype(np.float32) * self.factors[count][:, :, None] + np.float32(0)
         return reference_epilogue(v, self.epilogue)
 
 
