@@ -151,3 +151,13 @@ def test_large_problems_use_the_register_file(tier: str, mac: Mac, least: int) -
     g = gemm_geometry(GemmProblem(1024, 1024, 1024, src, "f32"))
     b = choose_blocking(g, code, mac, Registers(mac.temps(code.bits), False, EPILOGUE_TEMPS))
     assert b.mr * b.nr >= least
+
+
+@pytest.mark.parametrize("k", [13, 24, 32])
+def test_short_sums_take_small_tiles(k: int) -> None:
+    """An epilogue hides behind the next tile's multiplications only while there are enough of them."""
+    tier = TIER_CODE["avx512"]
+    need = Registers(temps=0, row_sums=False, epilogue=3)
+    short = choose_blocking(gemm_geometry(GemmProblem(3136, 512, k, "f32", "f32")), tier, FMA, need)
+    long = choose_blocking(gemm_geometry(GemmProblem(3136, 512, 512, "f32", "f32")), tier, FMA, need)
+    assert short.mr * short.nr < long.mr * long.nr, (short, long)

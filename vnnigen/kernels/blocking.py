@@ -32,8 +32,9 @@ ALIASED = 1.3
 TARGET_STEPS = 16
 #: Work below which splitting costs more than it gives (multiply-accumulates of one grid step).
 MIN_STEP_MACS = 1 << 19
-#: Cycles to start a tile, and to finish an accumulator; what the latter grows by for each other accumulator.
-TILE_START, ACC_END, ACC_WAIT = 4.0, 1.5, 0.06
+#: Cycles to start a tile, and to finish an accumulator; what those beyond the first `ACC_HIDDEN` wait, whose epilogue
+#: the next tile's multiplies no longer hide.
+TILE_START, ACC_END, ACC_WAIT, ACC_HIDDEN = 8.0, 10.0, 6.0, 12
 #: Cycles of an issue slot that a load takes from the multiplies.
 LOAD_ISSUE = 0.25
 #: Tiles among the candidates, and how much slower than the best their estimate may be.
@@ -114,12 +115,11 @@ class CostModel:
             # Weights that come from L2 for every tile are not always there in time, those from beyond it never, which
             # matters where many tiles could share them.
             far = self.kd * nr * vector > L2_BLOCK and self.pixels > 16 * mr
-            step += nr * vector / (64 if far else 256)
+            step += nr * vector / (64 if far else 512)
         if mr == self.pixels and nr > STREAMS and self.weights > L2_BLOCK:
             step *= STREAMED
-        # A tile's end overlaps the next one's multiplies only as far as the reorder buffer reaches.
         acc = mr * nr
-        return self.kd * step + TILE_START + acc * (ACC_END + acc * ACC_WAIT)
+        return self.kd * step + TILE_START + acc * ACC_END + max(0, acc - ACC_HIDDEN) * ACC_WAIT
 
     def problem(self, rows: int, cols: int, panels: int, tile: tuple[int, int], nr: int, resident: int) -> float:
         """Cycles of rows x cols pixels x panels cut into tiles of `tile` x nr, with the tails' own tiles."""
