@@ -149,9 +149,7 @@ def test_conv_round_trip_and_geometry(mb, g, icg, ocg, ih, iw, kh, kw, s, d, p):
 
 def test_ops_match_the_figure_that_benchdnn_prints():
     # 0.232429 and 0.225739 Gops: benchdnn's log for ResNet-18's first two convolutions, batch 1
-    assert parse_conv("mb1ic3ih224oc64oh112kh7sh2ph3").ops_without_padding == pytest.approx(
-        0.232429e9, abs=1e3
-    )
+    assert parse_conv("mb1ic3ih224oc64oh112kh7sh2ph3").ops_without_padding == pytest.approx(0.232429e9, abs=1e3)
     assert parse_conv("mb1ic64ih56oc64oh56kh3ph1").ops_without_padding == pytest.approx(0.225739e9, abs=1e3)
 
 

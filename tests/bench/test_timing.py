@@ -30,9 +30,7 @@ class FakeWork:
 
 def test_medians_ratios_and_repeats():
     work = FakeWork()
-    result = compare(
-        {"fast": work.task("fast", 10_000), "slow": work.task("slow", 35_000)}, rounds=5, clock=work.clock
-    )
+    result = compare({"fast": work.task("fast", 10_000), "slow": work.task("slow", 35_000)}, rounds=5, clock=work.clock)
     assert result["fast"].median == pytest.approx(10e-6)
     assert result["fast"].best == pytest.approx(10e-6)
     assert result["fast"].repeat == 200

@@ -79,9 +79,7 @@ def test_refusals_come_from_the_api(request_, error):
         build_workload(request_)
 
 
-@pytest.mark.parametrize(
-    "problem", [["gemm", "-m", "8", "-n", "32", "-k", "16"], ["conv", "--shape", str(CONV)]]
-)
+@pytest.mark.parametrize("problem", [["gemm", "-m", "8", "-n", "32", "-k", "16"], ["conv", "--shape", str(CONV)]])
 def test_bench_and_explain_end_to_end(problem, capsys):
     with pytest.raises(SystemExit):
         cli.main(["bench", *problem, "--vs", "f32", "--post-ops", "relu", "--rounds", "1", "--json"])

@@ -58,9 +58,7 @@ def test_bench_gemm_options(measured, capsys):
 
 def test_bench_json_has_the_promised_keys(measured, capsys):
     _, out, _ = run(capsys, "bench", "conv", "--shape", CONV, "--vs", "f32", "--json")
-    assert {"ms_median", "ms_min", "gops", "pct_peak", "vs_f32", "isa", "kernel", "threads"} <= set(
-        json.loads(out)
-    )
+    assert {"ms_median", "ms_min", "gops", "pct_peak", "vs_f32", "isa", "kernel", "threads"} <= set(json.loads(out))
     assert measured[0].request.shape == parse_conv(CONV)
 
 

@@ -209,9 +209,7 @@ def test_pools_never_hand_out_a_live_register(actions: list[str]) -> None:
 # Labels and loops
 
 
-@pytest.mark.parametrize(
-    ("start", "step", "rounds"), [(1, 1, 1), (7, 1, 7), (64, 16, 4), (65, 16, 5), (5, 16, 1)]
-)
+@pytest.mark.parametrize(("start", "step", "rounds"), [(1, 1, 1), (7, 1, 7), (64, 16, 4), (65, 16, 5), (5, 16, 1)])
 def test_loop_runs_the_body_as_often_as_it_says(start: int, step: int, rounds: int) -> None:
     a = Assembler("f", args=(Arg("n"), Arg("out", "ptr")))
     n, total = a.load_argument("n"), a.gpr("total")
@@ -495,9 +493,7 @@ def test_wrong_operands(name: str, operands: tuple, how: dict, message: str) -> 
 def test_missing_features_are_named() -> None:
     a = Assembler("f", features=AVX2)
     y = a.ymm()
-    with pytest.raises(
-        AssemblerError, match=r"vpdpbusd .*needs the CPU features avx512_vnni\+avx512vl or avx_vnni"
-    ):
+    with pytest.raises(AssemblerError, match=r"vpdpbusd .*needs the CPU features avx512_vnni\+avx512vl or avx_vnni"):
         a.vpdpbusd(y, y, y)
 
 

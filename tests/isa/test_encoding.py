@@ -82,9 +82,7 @@ def test_every_form_against_gnu_as(tmp_path: Path) -> None:
     wanted = [case for case in cases() if not known_difference(case)]
     order, encodings, data = assemble_all(wanted)
     assert len(order) > 20000
-    source = "".join(
-        (f"{{{e}}} " if e else "") + c.text + "\n" for c, e in zip(order, encodings, strict=True)
-    )
+    source = "".join((f"{{{e}}} " if e else "") + c.text + "\n" for c, e in zip(order, encodings, strict=True))
     theirs = disassemble(gnu_assemble(source, tmp_path), tmp_path)
     ours = disassemble(data, tmp_path)
     assert len(theirs) == len(ours) == len(order)

@@ -190,9 +190,7 @@ def test_amx_needs_the_permission_and_asks_only_where_it_makes_sense() -> None:
 
 def test_this_machine_agrees_with_the_kernel() -> None:
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    flags = next(
-        (set(line.split(":")[1].split()) for line in text.splitlines() if line.startswith("flags")), None
-    )
+    flags = next((set(line.split(":")[1].split()) for line in text.splitlines() if line.startswith("flags")), None)
     if flags is None:
         pytest.skip("no x86 flags in /proc/cpuinfo")
     renamed = {"avx512_vbmi": "avx512vbmi", "avx512_ifma": "avx512ifma", "sse3": "pni", "lzcnt": "abm"}
@@ -294,9 +292,7 @@ def test_cap(how: str, cap: str, usable: list[str], machine, monkeypatch: pytest
             assert cap in reason
 
 
-def test_a_call_overrides_the_environment_and_none_gives_it_back(
-    machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_call_overrides_the_environment_and_none_gives_it_back(machine, monkeypatch: pytest.MonkeyPatch) -> None:
     machine(SAPPHIRE_RAPIDS, 0x602E7)
     monkeypatch.setenv("VNNIGEN_MAX_ISA", "avx2")
     T.set_max_isa("avx512")

@@ -198,9 +198,7 @@ def random_numbers(case: Case, pick: Pick, src: str | None = None) -> Case:
     if src == "f32":
         chain, sums = POST_OPS[pick(sorted(POST_OPS))]
         sums = tuple("f32" if s == "out" else s for s in sums)
-        return replace(
-            case, src="f32", out="f32", bias=pick((None, "f32")), post_ops=chain, sums=sums, seed=seed
-        )
+        return replace(case, src="f32", out="f32", bias=pick((None, "f32")), post_ops=chain, sums=sums, seed=seed)
     out = pick(("u8", "s8", "s32", "f32"))
     low, high = (0, 255) if src == "u8" else (-128, 127)
     y_low, y_high = (0, 255) if out == "u8" else (-128, 127)
@@ -285,6 +283,4 @@ def expected(case: Case, op: v.Operator, x: Any, tensors: Sequence[Any]) -> np.n
         return reference_epilogue(acc.astype(np.float32), op._prepare("bf16").epilogue, tensors)
     if case.src != "f32":
         return op(x, tensors=tensors)
-    return reference_epilogue(
-        f32_in_order(case, x, case.weight_values()), op._prepare("f32").epilogue, tensors
-    )
+    return reference_epilogue(f32_in_order(case, x, case.weight_values()), op._prepare("f32").epilogue, tensors)

@@ -43,9 +43,7 @@ class Shape:
 def build(tier: str, spec: EpilogueSpec, shape: Shape) -> Code:
     """An epilogue that gets as many registers as `epilogue_registers` says, and no more."""
     code = TIER_CODE[tier]
-    a = Assembler(
-        "epilogue", (Arg("args", "ptr"), Arg("index"), Arg("scratch", "ptr")), tiers.tier(tier).features
-    )
+    a = Assembler("epilogue", (Arg("args", "ptr"), Arg("index"), Arg("scratch", "ptr")), tiers.tier(tier).features)
     args = a.load_argument("args")
     consts, col, off, ptr = (a.gpr(n) for n in ("consts", "col", "off", "ptr"))
     a.mov(consts, Mem(args, 8 * ARG_CONSTS))

@@ -171,9 +171,7 @@ def test_values_beyond_s32_saturate(tier: str, y_scale: float, zero_point: int) 
         assert np.array_equal(op(x), plain)
 
 
-@pytest.mark.parametrize(
-    "ops", [(), (v.ReLU(),), (v.Clip(-1, 2),), (v.LeakyReLU(0.5),), (v.Linear(-2, 1),)], ids=str
-)
+@pytest.mark.parametrize("ops", [(), (v.ReLU(),), (v.Clip(-1, 2),), (v.LeakyReLU(0.5),), (v.Linear(-2, 1),)], ids=str)
 @pytest.mark.parametrize("tier", TIERS)
 def test_nan_and_infinity_from_a_sum(tier: str, ops: tuple[v.PostOp, ...]) -> None:
     strange = np.array([np.nan, -np.nan, np.inf, -np.inf, 3e38, -3e38, 1e-40, -0.0, 2**31, -(2**31), 1], np.float32)

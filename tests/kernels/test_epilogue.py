@@ -155,9 +155,7 @@ def test_clamps_that_the_output_makes_redundant(
         (0.5, None, [], False),  # s32 itself bounds the accumulator
     ],
 )
-def test_upper_clamp_only_where_needed(
-    m: float, bound: float | None, ops: list[PostOp], clamps: bool
-) -> None:
+def test_upper_clamp_only_where_needed(m: float, bound: float | None, ops: list[PostOp], clamps: bool) -> None:
     acc_bound = None if bound is None else np.array([bound])
     e = fold(n=1, x_scale=m, post_ops=ops, out="u8", y_scale=1.0, acc_bound=acc_bound)
     assert e.spec.clamp_hi is clamps

@@ -39,9 +39,7 @@ def test_addends_of_every_distance(a: int, b: int, c: int, shift: int, sign: int
     check(sign * a, b, math.ldexp(c, shift))
 
 
-@given(
-    st.integers(2**11, 2**12 - 1), st.integers(2**11, 2**12 - 1), st.integers(-3, 3), st.integers(-80, -30)
-)
+@given(st.integers(2**11, 2**12 - 1), st.integers(2**11, 2**12 - 1), st.integers(-3, 3), st.integers(-80, -30))
 @settings(max_examples=500, deadline=None)
 def test_sums_a_hair_from_a_tie(a: int, b: int, tiny: int, shift: int) -> None:
     """A 24-bit product plus half a unit in the last place plus almost nothing."""

@@ -44,6 +44,7 @@ def test_a_name_says_what_the_kernel_is(tier: str, case: Case, name: str) -> Non
 @pytest.mark.parametrize("tier", TIERS)
 def test_keys_do_not_depend_on_values(tier: str) -> None:
     """Layers of one shape share a kernel: scales, biases and weights are data."""
+
     def keys(seed: int) -> Any:
         case = Case((7, 9), (20, 9), bias="f32", x_zp=seed, y_zp=seed, weights="safe", seed=seed)
         return lower(case.operator("reference"), case.x, "u8", tier).keys

@@ -197,9 +197,7 @@ def test_sum_of_s32_rounds_ties_to_even() -> None:
     assert run("sum", 0.0, [1.0], np.array([2**24 + 3], np.int32)) == 2**24 + 4
 
 
-@given(
-    st.sampled_from(sorted(STEP_RANGE)), small, small, st.floats(0, 1), small, small, st.integers(-128, 127)
-)
+@given(st.sampled_from(sorted(STEP_RANGE)), small, small, st.floats(0, 1), small, small, st.integers(-128, 127))
 @settings(max_examples=600, deadline=None)
 def test_ranges_hold(kind: str, a: float, b: float, at: float, c0: float, c1: float, t: int) -> None:
     lo, hi = min(a, b), max(a, b)

@@ -56,9 +56,7 @@ def test_padding(value: object, expected: object) -> None:
     assert as_padding(value) == expected
 
 
-@pytest.mark.parametrize(
-    "bad", [-1, True, 1.0, "same", None, (1,), (1, 2, 3, 4), ((1, 2),), ((1, -1), (0, 0))]
-)
+@pytest.mark.parametrize("bad", [-1, True, 1.0, "same", None, (1,), (1, 2, 3, 4), ((1, 2),), ((1, -1), (0, 0))])
 def test_bad_padding(bad: object) -> None:
     with pytest.raises(ShapeError, match="padding"):
         as_padding(bad)
@@ -69,9 +67,7 @@ def test_bad_padding(bad: object) -> None:
     st.integers(0, 4),
 )  # fmt: skip
 @settings(max_examples=300, deadline=None)
-def test_output_size_counts_positions(
-    size: int, k: int, stride: int, dilation: int, before: int, after: int
-) -> None:
+def test_output_size_counts_positions(size: int, k: int, stride: int, dilation: int, before: int, after: int) -> None:
     last = size + before + after - (k - 1) * dilation  # one past the last start of a window
     count = len(range(0, max(last, 0), stride))
     pad = (before, after)
@@ -89,9 +85,7 @@ def test_output_size_counts_positions(
 
 
 def test_properties() -> None:
-    p = ConvProblem.from_arguments(
-        (2, 9, 8, 6), (4, 3, 3, 2), groups=2, stride=2, padding=1, src="s8", dst="f32"
-    )
+    p = ConvProblem.from_arguments((2, 9, 8, 6), (4, 3, 3, 2), groups=2, stride=2, padding=1, src="s8", dst="f32")
     assert (p.icg, p.ocg, p.groups) == (3, 2, 2)
     assert p.x_shape == (2, 9, 8, 6)
     assert p.w_shape == (4, 3, 3, 2)
@@ -188,9 +182,7 @@ def test_bound_is_the_maximum(w: np.ndarray, src: str, x_zp: int, w_zp: list[int
 def test_bound_over_either_axis() -> None:
     w = np.arange(-6, 6, dtype=np.int8).reshape(3, 4)
     assert (acc_bound(w, "u8") == acc_bound(w.T, "u8", axis=1)).all()
-    assert (
-        acc_bound(w, "u8", w_zero_point=[1, 2, 3]) == acc_bound(w.T, "u8", w_zero_point=[1, 2, 3], axis=1)
-    ).all()
+    assert (acc_bound(w, "u8", w_zero_point=[1, 2, 3]) == acc_bound(w.T, "u8", w_zero_point=[1, 2, 3], axis=1)).all()
     assert (acc_bound(w.reshape(3, 2, 2, 1), "s8", -128) == acc_bound(w, "s8", -128)).all()
 
 
@@ -235,9 +227,7 @@ def test_names_of_other_forms() -> None:
     assert math.prod(itemsize(name) for name in DTYPES) == 1 * 1 * 4 * 4 * 2
 
 
-@pytest.mark.parametrize(
-    "bad", [np.float64, np.int16, "nonsense", 3, np.dtype([("a", "u1")]), np.dtype(">i4")]
-)
+@pytest.mark.parametrize("bad", [np.float64, np.int16, "nonsense", 3, np.dtype([("a", "u1")]), np.dtype(">i4")])
 def test_unknown_types(bad: object) -> None:
     with pytest.raises(DTypeError, match=r"x has type.*u8 \(uint8\)"):
         dtype_name(bad, "x")

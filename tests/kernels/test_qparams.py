@@ -207,9 +207,7 @@ def test_chosen_parameters_cover_the_data(x: np.ndarray, dtype: type, symmetric:
     assert scale > 0
     assert np.float32(scale) == scale
     assert dequantize(quantize(np.zeros(1, np.float32), scale, zp, dtype=dtype), scale, zp)[0] == 0.0
-    error = np.abs(
-        dequantize(quantize(x, scale, zp, dtype=dtype), scale, zp).astype(np.float64) - x.astype(np.float64)
-    )
+    error = np.abs(dequantize(quantize(x, scale, zp, dtype=dtype), scale, zp).astype(np.float64) - x.astype(np.float64))
     # Half a step of rounding and, at an end of an asymmetric range, half of the zero point's.
     assert (error <= scale * (0.5 if symmetric else 1.0) * 1.0001).all()
 

@@ -23,9 +23,7 @@ from vnnigen.kernels.reference import (
 from vnnigen.kernels.types import NUMPY
 
 
-def naive_conv(
-    p: ConvProblem, x: np.ndarray, w: np.ndarray, x_zp: int, w_zp: list[int], bias: list[int]
-) -> list:
+def naive_conv(p: ConvProblem, x: np.ndarray, w: np.ndarray, x_zp: int, w_zp: list[int], bias: list[int]) -> list:
     """Return the accumulators, flat, from the definition; taps outside the image see the zero point."""
     totals = []
     xs, ws = x.tolist(), w.tolist()

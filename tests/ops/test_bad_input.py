@@ -250,9 +250,7 @@ TENSORS: list[tuple[str, type[VnnigenError], str, Callable[[str | None], Any]]] 
 
 @pytest.mark.parametrize("isa", [None, "reference"])
 @pytest.mark.parametrize(("error", "message", "call"), [r[1:] for r in TENSORS], ids=[r[0] for r in TENSORS])
-def test_tensors(
-    isa: str | None, error: type[VnnigenError], message: str, call: Callable[[str | None], Any]
-) -> None:
+def test_tensors(isa: str | None, error: type[VnnigenError], message: str, call: Callable[[str | None], Any]) -> None:
     with pytest.raises(error, match=message):
         call(isa)
 
@@ -291,9 +289,7 @@ def test_k_too_large(isa: str) -> None:
     assert v.gemm_int8(x[:, 1:], w[1:], out_dtype=np.int32, isa=isa).item() == 255 * 127 * 66311
 
 
-@pytest.mark.parametrize(
-    "shape", [(2**20, 2**20, 2**20, 4), (1, 2**31, 1, 4), (2**31, 1, 1, 4), (1, 2**20, 2**20, 4)]
-)
+@pytest.mark.parametrize("shape", [(2**20, 2**20, 2**20, 4), (1, 2**31, 1, 4), (2**31, 1, 1, 4), (1, 2**20, 2**20, 4)])
 def test_overflowing_shapes(shape: tuple[int, ...]) -> None:
     with pytest.raises(ShapeError, match=r"beyond what can be addressed|must be in"):
         v.conv_int8(np.broadcast_to(np.uint8(0), shape), W, y_scale=1.0, padding=1)

@@ -64,9 +64,7 @@ def test_usage(checkout: Path, arguments: tuple[str, ...], code: int) -> None:
         ("dev", ["install"], "is up to date"),
     ],
 )
-def test_second_run_installs_nothing(
-    checkout: Path, extra: str, arguments: list[str], last_line: str
-) -> None:
+def test_second_run_installs_nothing(checkout: Path, extra: str, arguments: list[str], last_line: str) -> None:
     pretend_installed(checkout, extra)
     done = build(checkout, *arguments, PATH="/nonexistent:/bin:/usr/bin")
     assert done.returncode == 0, done.stderr
@@ -86,9 +84,7 @@ def test_second_run_installs_nothing(
         ("dev", "test", "vnnigen/new.py", None),
     ],
 )
-def test_what_a_change_installs(
-    checkout: Path, extra: str, verb: str, changed: str | None, target: str | None
-) -> None:
+def test_what_a_change_installs(checkout: Path, extra: str, verb: str, changed: str | None, target: str | None) -> None:
     pretend_installed(checkout, extra)
     if changed:
         with (checkout / changed).open("a") as file:

@@ -80,9 +80,7 @@ def test_count_zero_runs_nothing() -> None:
     assert seen == []
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [("n_launch", 5), ("n_launch", -1), ("n_args", 65), ("n_args", -1)]
-)
+@pytest.mark.parametrize(("field", "value"), [("n_launch", 5), ("n_launch", -1), ("n_args", 65), ("n_args", -1)])
 def test_bad_counts_are_refused(field: str, value: int) -> None:
     kernel = Kernel([])
     setattr(kernel.k, field, value)

@@ -19,7 +19,6 @@ MNEMONIC_OF_STEP = {
 }
 
 
-
 def usable(loop):
     return build(loop).features <= features()
 
@@ -81,9 +80,7 @@ def test_peak_for_picks_the_loop_of_the_tier(monkeypatch):
         ("vnni", 512): 800.0,
         ("vnni", 256): 400.0,
     }
-    monkeypatch.setattr(
-        peak, "_peak", lambda loop, threads: peak.Peak(loop.name, gops.get((loop.step, loop.bits)))
-    )
+    monkeypatch.setattr(peak, "_peak", lambda loop, threads: peak.Peak(loop.name, gops.get((loop.step, loop.bits))))
     assert peak_for("avx512_vnni", {"vnni": 64}) == pytest.approx(800)
     assert peak_for("avx_vnni", {"vnni": 64}) == pytest.approx(400)
     assert peak_for("avx512", {"fma": 1}) == pytest.approx(200)

@@ -21,10 +21,7 @@ def describe_machine() -> dict[str, Any]:
     return {
         "name": cpu_name(),
         "features": sorted(features()),
-        "tiers": [
-            {"name": tier.name, "usable": tier.name in usable, "why_not": why_not(tier.name)}
-            for tier in TIERS
-        ],
+        "tiers": [{"name": tier.name, "usable": tier.name in usable, "why_not": why_not(tier.name)} for tier in TIERS],
         "best_tier": usable[0],
         "max_isa": max_isa(),
         "caches": [asdict(cache) for cache in caches()],

@@ -148,9 +148,7 @@ def parse_conv(text: str) -> ConvShape:
         raise ProblemStringError(text, offsets["g"], f"ic={ic} and oc={oc} must be multiples of g={g}")
     if _axis_given(values, "d"):
         offset = min(at for key, at in offsets.items() if key.endswith("d") and len(key) == 2)
-        raise ProblemStringError(
-            text, offset, "a depth makes this a 3-D problem; only 1-D and 2-D are supported"
-        )
+        raise ProblemStringError(text, offset, "a depth makes this a 3-D problem; only 1-D and 2-D are supported")
     has_h, has_w = _axis_given(values, "h"), _axis_given(values, "w")
     if not has_h and not has_w:
         raise ProblemStringError(text, len(text), "no image and kernel size: 'ih' and 'kh' are missing")
@@ -197,9 +195,7 @@ def _scan(text: str) -> tuple[dict[str, int], dict[str, int], str]:
             return values, offsets, text[at + 1 :].strip('"')
         match = _ENTRY.match(text, at)
         if match is None:
-            raise ProblemStringError(
-                text, at, f"{text[at:]!r} does not begin with an entry such as 'ic64' or 'kh3'"
-            )
+            raise ProblemStringError(text, at, f"{text[at:]!r} does not begin with an entry such as 'ic64' or 'kh3'")
         key, digits = match.groups()
         if not digits:
             raise ProblemStringError(text, match.end(), f"{key!r} needs a number")
@@ -239,9 +235,7 @@ def _axis(text: str, values: Mapping[str, int], offsets: Mapping[str, int], axis
         pad = pad or 0
         out = _truncating_div(size - extent + 2 * pad, stride) + 1
         if out <= 0:
-            raise ProblemStringError(
-                text, offsets["k" + axis], f"the kernel is larger than the padded {'i' + axis}"
-            )
+            raise ProblemStringError(text, offsets["k" + axis], f"the kernel is larger than the padded {'i' + axis}")
     elif pad is None:
         pad = _truncating_div((out - 1) * stride - size + extent, 2)
     pad_after = (out - 1) * stride - size + extent - pad

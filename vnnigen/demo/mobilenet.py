@@ -83,9 +83,7 @@ def mobilenet_v2(state: Mapping[str, Array]) -> Network:
     return Network(convs, weight, _parameter(state, "classifier.1.bias", (CLASSES,)).astype(np.float32))
 
 
-def fold_batch_norm(
-    weight: Array, gamma: Array, beta: Array, mean: Array, variance: Array
-) -> tuple[F32, F32]:
+def fold_batch_norm(weight: Array, gamma: Array, beta: Array, mean: Array, variance: Array) -> tuple[F32, F32]:
     """Fold an inference-mode batch norm into weights [O, I, H, W]: float64 inside, rounded to f32 once."""
     factor = gamma.astype(np.float64) / np.sqrt(variance.astype(np.float64) + BN_EPSILON)
     folded = weight.astype(np.float64) * factor[:, None, None, None]
@@ -160,9 +158,7 @@ class NumpyConv2d:
         kh, kw = self.kernel
         if (kh, kw) == (1, 1):
             return np.asarray(x[:, :: self.stride, :: self.stride] @ self.taps[0, 0])
-        windows = sliding_window_view(x, (kh, kw), (1, 2))[
-            :, :: self.stride, :: self.stride
-        ]  # [N,OH,OW,C,H,W]
+        windows = sliding_window_view(x, (kh, kw), (1, 2))[:, :: self.stride, :: self.stride]  # [N,OH,OW,C,H,W]
         n, oh, ow = windows.shape[:3]
         rows = windows.transpose(0, 1, 2, 4, 5, 3).reshape(n * oh * ow, -1)
         y = rows @ self.taps.reshape(rows.shape[1], -1)

@@ -65,9 +65,7 @@ class QuantizedNetwork:
         return classify(self.network, dequantize(self.activations(pixels)[-1], *self.qparams[-1]))
 
 
-def quantize_network(
-    network: Network, images: Sequence[F32], conv: Callable[..., ConvLayer]
-) -> QuantizedNetwork:
+def quantize_network(network: Network, images: Sequence[F32], conv: Callable[..., ConvLayer]) -> QuantizedNetwork:
     """Quantize `network`, calibrated on `images`, with `conv` called as `vnnigen.Conv2dInt8` is."""
     network = equalize(network)
     observed = observe(network, images)

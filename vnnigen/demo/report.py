@@ -185,9 +185,7 @@ def time_layers(
         yield LayerTime(conv.name, kind, shape, int8_us, f32_us)
 
 
-def _call(
-    layer: ConvLayer, index: int, residual: int | None, activations: Sequence[Array]
-) -> Callable[[], object]:
+def _call(layer: ConvLayer, index: int, residual: int | None, activations: Sequence[Array]) -> Callable[[], object]:
     x, out = activations[index], np.empty_like(activations[index + 1])
     tensors = () if residual is None else (activations[residual],)
     return lambda: layer(x, out=out, tensors=tensors)
@@ -228,9 +226,7 @@ def show(result: DemoResult, console: Console) -> None:
 
 
 def _time_table(result: DemoResult) -> Table:
-    table = Table(
-        title="Time per convolution, batch 1 (median, int8 and f32 timed in turn)", show_footer=True
-    )
+    table = Table(title="Time per convolution, batch 1 (median, int8 and f32 timed in turn)", show_footer=True)
     totals = (f"{result.int8_ms:.2f} ms", f"{result.f32_ms:.2f} ms", f"{result.speedup:.2f}x")
     for title, footer in (("layer", f"all {len(result.layers)}"), ("kind", ""), ("shape", "")):
         table.add_column(title, footer=footer, no_wrap=True)

@@ -219,9 +219,7 @@ _OPCODES: dict[str, Callable[[_Machine, Any], Any]] = {
     "EMPTY_DICT": _push(lambda _: {}),
     "EMPTY_LIST": _push(lambda _: []),
     "EMPTY_TUPLE": _push(lambda _: ()),
-    **dict.fromkeys(
-        ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE"), _LITERAL
-    ),
+    **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE"), _LITERAL),
     "TUPLE": lambda m, _: m.stack.append(tuple(m.pop_mark())),
     "TUPLE1": _push_tuple(1),
     "TUPLE2": _push_tuple(2),
@@ -284,9 +282,7 @@ def _read_zip(data: bytes) -> tuple[Any, _Bytes]:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             infos = {info.filename: info for info in archive.infolist()}
-            packed = [
-                i.filename for i in infos.values() if i.compress_type != zipfile.ZIP_STORED or i.flag_bits & 1
-            ]
+            packed = [i.filename for i in infos.values() if i.compress_type != zipfile.ZIP_STORED or i.flag_bits & 1]
             if packed:
                 raise ModelError(f"entry {packed[0]!r} is compressed or encrypted; torch never does that")
             if sum(info.file_size for info in infos.values()) > len(data):

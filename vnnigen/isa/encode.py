@@ -159,9 +159,7 @@ def _formatter() -> Formatter:
     return formatter
 
 
-def _insn_line(
-    code: Code, insn: Insn, decoded: Instruction, formatter: Formatter, comments: list[str]
-) -> str:
+def _insn_line(code: Code, insn: Insn, decoded: Instruction, formatter: Formatter, comments: list[str]) -> str:
     raw = code.data[decoded.ip : decoded.ip + decoded.len].hex()
     text = formatter.format(decoded)
     target = next((o.name for o in insn.operands if isinstance(o, Label)), None)

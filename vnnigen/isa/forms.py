@@ -229,9 +229,7 @@ def _mov_imm64(code: Any, register: Any, value: int) -> Instruction:
     return Instruction.create_reg_u64(code, register, value & (2**64 - 1))
 
 
-def select(
-    mnemonic: str, kinds: tuple[str, ...], mask: bool, zero: bool, allowed: frozenset[str] | None
-) -> Form:
+def select(mnemonic: str, kinds: tuple[str, ...], mask: bool, zero: bool, allowed: frozenset[str] | None) -> Form:
     """Choose the encoding of `mnemonic` for operands of `kinds`, using only the CPU features `allowed`.
 
     Raises AssemblerError, naming the legal forms or the missing CPU features, if there is none or if the
@@ -260,9 +258,7 @@ def _describe(kinds: tuple[str, ...]) -> str:
     return "(" + ", ".join(_KIND_TEXT[k] for k in kinds) + ")"
 
 
-def _no_form(
-    mnemonic: str, kinds: tuple[str, ...], mask: bool, zero: bool, size: int, fitting: list[Candidate]
-) -> str:
+def _no_form(mnemonic: str, kinds: tuple[str, ...], mask: bool, zero: bool, size: int, fitting: list[Candidate]) -> str:
     given = f"{mnemonic} {_describe(kinds)}" + (" masked" if mask else "") + (" zeroing" if zero else "")
     given += f" with a {size}-bit memory operand" if size else ""
     if fitting:
