@@ -26,8 +26,9 @@ SHORTEST_STEP = 16
 LATENCY = 36
 #: Cycles that a line of a tile takes when it comes from the L1 cache, L2 or beyond.
 L1_LINE, L2_LINE, FAR_LINE = 0.5, 1.4, 5.0
-#: Bytes that stay in the L1 cache (of 48 KiB), and in the L2 cache (of 2 MiB), between two uses.
-L1_ROOM, L2_ROOM = 40 << 10, 1280 << 10
+#: Bytes that stay in the L1 cache (of 48 KiB) beside two buffers of accumulators and the outputs, and in the L2 cache
+#: (of 2 MiB), between two uses.
+L1_ROOM, L2_ROOM = 36 << 10, 1280 << 10
 #: Bytes of source that one step of the grid reads again for every column block.
 STRIP_ROOM = 1 << 20
 #: Cycles of a block that hide behind nothing: its loop, and the wait for its last products.
