@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from tests.kernels.element_cases import TIERS, assert_same, emulate, random_array
-from vnnigen.kernels.element.pooling import PoolProblem
+from vnnigen.kernels.element.affine import make_affine
+from vnnigen.kernels.element.pooling import Average, PoolProblem, WordAverage
+from vnnigen.kernels.types import NUMPY
 from vnnigen.ops.pool import AvgPool2d, MaxPool2d
 
 #: Windows, and whether columns of taps are taken together.
@@ -45,3 +47,45 @@ def test_a_zero_of_floats_is_positive() -> None:
     for stride in (1, 3):
         y = AvgPool2d(3, stride=stride, padding=1, isa="reference")(x)
         assert not np.signbit(y).any()
+
+
+def word_average(p: PoolProblem, zero_point: int, y_scale: float, *, include: bool) -> WordAverage | None:
+    f = make_affine(src=p.src, out=p.src, x_zero_point=zero_point, y_scale=y_scale, y_zero_point=zero_point)
+    return WordAverage.of(p, Average.of(p, f, include), 128 if p.src == "s8" else 0)
+
+
+@pytest.mark.parametrize("src", ["u8", "s8"])
+def test_which_averages_fit_16_bits(src: Any) -> None:
+    """Averages that keep scale and zero point do, of few taps; others may not, and must not be tried."""
+    near = PoolProblem.from_arguments((1, 6, 6, 8), src, 3, 1, 1)
+    for zero_point in (0, 5, 64):
+        exclude = word_average(near, zero_point, 1.0, include=False)
+        include = word_average(near, zero_point, 1.0, include=True)
+        assert exclude is not None
+        assert include is not None
+        assert (exclude.mode, exclude.tie_counts) == ("odd" if zero_point % 2 else "even", (4, 6))
+        assert include.tie_counts == ()
+    assert word_average(near, 0, 0.9, include=False) is None
+    assert word_average(PoolProblem.from_arguments((1, 20, 20, 8), src, 20), 0, 1.0, include=False) is None
+
+
+@pytest.mark.parametrize("src", ["u8", "s8"])
+@pytest.mark.parametrize("name", TIERS)
+def test_averages_of_all_sums(name: str, src: Any) -> None:
+    """Every sum of two and of four bytes, with ties to even and (an odd zero point) to odd, saturation near."""
+    for width in (2, 4):
+        sums = np.arange(255 * width + 1)
+        taps = np.stack([np.clip(sums - 255 * k, 0, 255) for k in range(width)], axis=0)
+        x = taps.reshape(1, 1, width, -1).astype(np.uint8)
+        x = (x ^ 0x80).view(np.int8) if src == "s8" else x
+        for zero_point in (0, 7):
+            for out in (src, "f32"):
+                q = {} if out == "f32" else {"y_zero_point": zero_point}
+                mean = AvgPool2d(
+                    (1, width),
+                    out_dtype=NUMPY[out],
+                    x_zero_point=zero_point,
+                    isa="reference",
+                    **q,  # type: ignore[arg-type]
+                )
+                assert_same(emulate(mean, name, (x,)), mean(x), (name, width, zero_point, out))

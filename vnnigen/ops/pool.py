@@ -12,7 +12,7 @@ from vnnigen.errors import QuantizationError, ShapeError
 from vnnigen.kernels.element.affine import make_affine
 from vnnigen.kernels.element.common import Run
 from vnnigen.kernels.element.pool import PoolKey
-from vnnigen.kernels.element.pooling import Average, PoolProblem, max_reference, plain_spec, pool_consts
+from vnnigen.kernels.element.pooling import Average, PoolProblem, WordAverage, max_reference, plain_spec, pool_consts
 from vnnigen.kernels.types import NUMPY, Array, DType, dtype_name
 from vnnigen.ops.element_base import Call, ElementOperator, ElementPlan
 
@@ -91,8 +91,12 @@ class AvgPool2d(_Pool):
         if self._tier is not None:
             shift = 128 if src == "s8" else 0
             has_start = bool(shift or average.starts.any())
-            key = PoolKey("avgpool", self._tier, p, average.epilogue.spec, has_start)
-            calls = (Call.of([(key, Run(pool_consts(p, shift, average)))]),)
+            words = WordAverage.of(p, average, shift)
+            spec = average.epilogue.spec
+            key = PoolKey("avgpool", self._tier, p, spec, has_start)
+            if words is not None:
+                key = PoolKey("avgpool", self._tier, p, spec, False, words.mode, words.tie_counts)
+            calls = (Call.of([(key, Run(pool_consts(p, shift, average, words)))]),)
 
         def reference(x: Sequence[Array], _tensors: Sequence[Array]) -> Array:
             return average.reference(p, x[0])

@@ -19,7 +19,7 @@ import numpy as np
 from vnnigen.isa.assembler import Arg, Assembler, Code, Mem
 from vnnigen.kernels.element.common import SIZE, NoScratch, by_last, check_offsets, loop_or_skip, steps_of
 from vnnigen.kernels.element.pool_bodies import BODIES, Block, Body, BodyCode, sums_bytes
-from vnnigen.kernels.element.pooling import PoolProblem, PoolTables
+from vnnigen.kernels.element.pooling import MAX_WORD_TAPS, PoolProblem, PoolTables
 from vnnigen.kernels.emit_common import add_const, counted, div_const
 from vnnigen.kernels.epilogue import EpilogueSpec
 from vnnigen.kernels.layout import ARG_CONSTS, ARG_SRC
@@ -30,15 +30,14 @@ Reg = Any
 UNROLL = 16
 #: Bytes of rows that stay in the L1 cache while the next row of outputs reads them again.
 ROWS_BYTES = 24 << 10
-#: Sums of bytes fit 16 bits for this many taps.
-MAX_16BIT_TAPS = 256
 
 
 @dataclass(frozen=True)
 class PoolKey(NoScratch):
     """Everything the code of a pooling kernel depends on; `op` is "maxpool" or "avgpool".
 
-    `has_start` says that sums do not start at zero: a zero point, or s8 summed as u8.
+    `has_start` says that sums do not start at zero: a zero point, or s8 summed as u8. `mode` is "" or that of a
+    `WordAverage`, `tie_counts` the numbers of taps that have ties then.
     """
 
     op: str
@@ -46,6 +45,8 @@ class PoolKey(NoScratch):
     p: PoolProblem
     spec: EpilogueSpec
     has_start: bool = False
+    mode: str = ""
+    tie_counts: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -68,7 +69,7 @@ class PoolKey(NoScratch):
     @property
     def flush(self) -> bool:
         """Whether 16-bit sums must be emptied on the way."""
-        return sums_bytes(self.op, self.p.src) and self.p.taps > MAX_16BIT_TAPS
+        return sums_bytes(self.op, self.p.src) and self.p.taps > MAX_WORD_TAPS
 
     def build(self, features: frozenset[str] | None) -> Code:
         """Generate the code."""
@@ -97,7 +98,7 @@ class _Pool:
         self.r: dict[str, Reg] = {name: a.gpr(name) for name in names}
         self._columns()
         self.rows_vary = bool((p.valid(0)[:, 1] != p.kernel[0]).any())
-        code = BodyCode(key.tier, p, key.spec, key.flush, key.has_start, self.rows_vary)
+        code = BodyCode(key.tier, p, key.spec, key.flush, key.has_start, self.rows_vary, key.mode, key.tie_counts)
         self.body: Body = BODIES[key.op, key.p.src](a, code, self.r, self.args)
 
     def _columns(self) -> None:
@@ -380,8 +381,8 @@ class _Pool:
             a.test(r["taps"], r["taps"])
             a.jz(end)
         a.bind(top)
-        a.mov(r["ptr"], MAX_16BIT_TAPS)
-        a.cmp(r["taps"], MAX_16BIT_TAPS)
+        a.mov(r["ptr"], MAX_WORD_TAPS)
+        a.cmp(r["taps"], MAX_WORD_TAPS)
         a.jae(some)
         a.mov(r["ptr"], r["taps"])
         a.bind(some)

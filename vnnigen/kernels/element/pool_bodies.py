@@ -17,7 +17,7 @@ from vnnigen.kernels.element.pooling import PoolProblem, PoolTables, lowest
 from vnnigen.kernels.element.shuffles import lanes_4x4
 from vnnigen.kernels.emit_common import set_mask
 from vnnigen.kernels.emit_epilogue import emit_epilogue, epilogue_registers
-from vnnigen.kernels.emit_store import Tile
+from vnnigen.kernels.emit_store import Tile, splat
 from vnnigen.kernels.epilogue import EpilogueSpec
 from vnnigen.kernels.layout import ARG_DST, ConstLayout
 from vnnigen.kernels.mac import TierCode
@@ -48,6 +48,8 @@ class BodyCode:
     flush: bool
     has_start: bool
     rows_vary: bool
+    mode: str
+    tie_counts: tuple[int, ...]
 
 
 class Body:
@@ -379,6 +381,84 @@ class SumBytes(Body):
         self.clear([0])
 
     def finish(self, offsets: list[int], columns: list[int | None]) -> None:
+        """Average in 16 bits where that is exact, else in f32."""
+        (self._finish_words if self.code.mode else self._finish_floats)(offsets, columns)
+
+    def _finish_words(self, offsets: list[int], columns: list[int | None]) -> None:
+        """Ties cost half of what averaging does: whole windows are spared them where their number of taps is odd."""
+        a, kh = self.a, self.p.kernel[0]
+        if not self.code.tie_counts:
+            self._average_all(offsets, columns, ties=False)
+        elif any(c is None or c * kh in self.code.tie_counts for c in columns):
+            self._average_all(offsets, columns, ties=True)
+        elif not self.code.rows_vary:
+            self._average_all(offsets, columns, ties=False)
+        else:
+            part, end = a.label("part_of_rows"), a.label("averaged")
+            a.cmp(self.r["rows"], kh)
+            a.jnz(part)
+            self._average_all(offsets, columns, ties=False)
+            a.jmp(end)
+            a.bind(part)
+            self._average_all(offsets, columns, ties=True)
+            a.bind(end)
+
+    def _average_all(self, offsets: list[int], columns: list[int | None], *, ties: bool) -> None:
+        """What `WordAverage` says, for lower and upper bytes; they are put together without a shuffle."""
+        a, n, pitch = self.a, self.b.vectors, 4 * (self.p.taps + 1)
+        with a.scope():
+            constants = [self.vec(f"word{i}") for i in range(3 if ties else 2)]
+            a.mov(self.r["ptr"], Mem(self.args, 8 * ARG_DST))
+            for t, (row, offset) in enumerate(zip(self.acc, offsets, strict=True)):
+                if t == 0 or columns[t] != columns[t - 1]:
+                    table = self.by_count(self.tables.words, columns[t])
+                    for i, v in enumerate(constants):
+                        a.vbroadcastss(v, table + i * pitch)
+                    if ties and not self.tier.masks:
+                        a.vxorps(constants[2], constants[2], self._word(0x8000))
+                for j, (word, upper) in enumerate(zip(row[:n], row[n:], strict=True)):
+                    a.vpsllw(self.temp, upper, 8)
+                    a.vpsubw(word, word, self.temp)
+                    for v in (word, upper):
+                        self._average(v, constants)
+                    a.vpsllw(upper, upper, 8)
+                    a.vorps(word, word, upper)
+                    if self.flip is not None:
+                        a.vxorps(word, word, self.flip)
+                    mem = Mem(self.r["ptr"], offset + j * self.unit, index=self.r["off"])
+                    store_some(a, self.tier, mem, word, self.count(j), self.mask)
+
+    def _word(self, value: int) -> Mem:
+        """A 16-bit constant in every place."""
+        return splat(self.a, self.tier, np.int32(value * 0x10001 - (value >> 15 << 32)))
+
+    def _average(self, v: Reg, constants: list[Reg]) -> None:
+        a, rest = self.a, self.temp
+        add, times, *ties = constants
+        a.vpaddw(v, v, add)
+        if not ties:
+            a.vpmulhuw(v, v, times)
+            return
+        a.vpmullw(rest, v, times)
+        a.vpmulhuw(v, v, times)
+        if self.tier.masks:
+            with a.scope():
+                tie = a.kreg("tie")
+                a.vpcmpuw(tie, rest, ties[0], 1)
+                (a.vpandnd if self.code.mode == "odd" else a.vpandd)(rest, v, self._word(1))
+                a.vpsubw(v, v, rest, mask=tie)
+            return
+        # A comparison without signs: both have their upper bit turned.
+        a.vpxor(rest, rest, self._word(0x8000))
+        a.vpcmpgtw(rest, ties[0], rest)
+        a.vpand(rest, rest, self._word(1))
+        if self.code.mode == "odd":
+            a.vpandn(rest, v, rest)
+        else:
+            a.vpand(rest, rest, v)
+        a.vpsubw(v, v, rest)
+
+    def _finish_floats(self, offsets: list[int], columns: list[int | None]) -> None:
         """Subtract the zero points, scale, then the epilogue, one vector of bytes after the other."""
         a = self.a
         for t, offset in enumerate(offsets):

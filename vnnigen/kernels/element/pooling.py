@@ -27,6 +27,9 @@ from vnnigen.kernels.packing import aligned, fill_constants
 from vnnigen.kernels.problem import Pair, as_padding, as_pair
 from vnnigen.kernels.types import INT_RANGE, NUMPY, Array, DType
 
+#: Sums of so many bytes fit 16 bits.
+MAX_WORD_TAPS = 256
+
 
 @dataclass(frozen=True)
 class PoolProblem:
@@ -178,14 +181,77 @@ class Average:
         return reference_epilogue(v, self.epilogue)
 
 
+@dataclass(frozen=True, eq=False)
+class WordAverage:
+    """Averages of bytes in 16 bits: y = (sum + add) * times >> 16, but at a tie perhaps one less.
+
+    A tie is a product whose lower half is below `ties`; there y is to be even, or odd (an odd zero point is added to
+    what is rounded to even). The constants are per number of taps (`rows` of [add, times, ties]) and proven by trying
+    every sum. Sums are of unsigned bytes (s8 shifted), so is y.
+    """
+
+    rows: npt.NDArray[np.uint16]
+    odd: bool
+
+    @property
+    def mode(self) -> str:
+        """What y is to be at a tie."""
+        return "odd" if self.odd else "even"
+
+    @property
+    def tie_counts(self) -> tuple[int, ...]:
+        """Numbers of taps that have ties."""
+        return tuple(np.flatnonzero(self.rows[:, 2]).tolist())
+
+    @classmethod
+    def of(cls, p: PoolProblem, average: Average, shift: int) -> WordAverage | None:
+        """Find constants for all numbers of taps that windows have; None where there are none, or 16 bits too few."""
+        e = average.epilogue
+        if p.taps > MAX_WORD_TAPS or p.src != e.spec.out or p.src not in ("u8", "s8"):
+            return None
+        rows = np.zeros((p.taps + 1, 3), np.uint16)
+        odd = bool(e.zero_point % 2)
+        for count in np.unique(p.valid(0)[:, None, 1] * p.valid(1)[None, :, 1]):
+            sums = np.arange(255 * count + 1, dtype=np.int64)
+            start, factor = int(average.starts[count]) - int(count) * shift, average.factors[count]
+            v = (sums + start).astype(np.float32) * factor
+            want = reference_epilogue(v[:, None], e)[:, 0].astype(np.int64) + shift
+            offset = (0.5 + e.zero_point + shift) / float(factor) + start
+            found = next((row for row in _word_rows(float(factor), offset) if _gives(row, sums, want, odd)), None)
+            if found is None:
+                return None
+            rows[count] = found
+        return cls(rows, odd)
+
+
+def _word_rows(factor: float, offset: float) -> list[tuple[int, int, int]]:
+    """Constants (add, times, ties) near the exact ones, those without ties first."""
+    near = [min(int(65536 * factor) + d, 65535) for d in (0, 1)]
+    adds = sorted({round(offset + d) for d in (-1, -0.5, 0, 0.5, 1)})
+    return [(add, times, times * ties) for ties in (0, 1) for times in near for add in adds if add >= 0 and times > 0]
+
+
+def _gives(row: tuple[int, int, int], sums: npt.NDArray[np.int64], want: npt.NDArray[np.int64], odd: bool) -> bool:
+    """Whether the constants are right for all sums, in 16 bits."""
+    add, times, ties = row
+    product = (sums + add) * times
+    y = product >> 16
+    y = y - (((product & 65535) < ties) & (y % 2 != odd))
+    return bool(add + sums[-1] <= 65535 and (y == want).all())
+
+
 @dataclass(frozen=True)
 class PoolTables:
-    """Byte offsets behind the constant block: rows and borders as (offset, taps), factors and starts per count."""
+    """Byte offsets behind the constant block: rows and borders as (offset, taps), factors and starts per count.
+
+    `words` are those of `WordAverage`, doubled to 32 bits: three tables, one after the other.
+    """
 
     rows: int
     columns: int
     factors: int
     starts: int
+    words: int
     size: int
 
     @classmethod
@@ -195,10 +261,13 @@ class PoolTables:
         columns = at + 16 * p.oh
         factors = columns + 16 * p.ow
         starts = factors + 4 * (p.taps + 1)
-        return cls(at, columns, factors, starts, starts + 4 * (p.taps + 1))
+        words = starts + 4 * (p.taps + 1)
+        return cls(at, columns, factors, starts, words, words + 12 * (p.taps + 1) * (p.taps <= MAX_WORD_TAPS))
 
 
-def pool_consts(p: PoolProblem, shift: int, average: Average | None) -> npt.NDArray[np.uint8]:
+def pool_consts(
+    p: PoolProblem, shift: int, average: Average | None, words: WordAverage | None = None
+) -> npt.NDArray[np.uint8]:
     """The constant block of a pooling kernel; sums are of bytes plus `shift`."""
     tables, lay = PoolTables.of(p), ConstLayout(0)
     out = aligned(tables.size)
@@ -217,7 +286,10 @@ def pool_consts(p: PoolProblem, shift: int, average: Average | None) -> npt.NDAr
         counts = np.arange(p.taps + 1, dtype=np.int64)
         starts = (average.starts - counts * shift).astype(np.int32)
         out[tables.factors : tables.starts] = average.factors.view(np.uint8)
-        out[tables.starts : tables.size] = starts.view(np.uint8)
+        out[tables.starts : tables.words] = starts.view(np.uint8)
+    if words is not None:
+        doubled = np.ascontiguousarray(words.rows.T.astype(np.uint32) * 0x10001)
+        out[tables.words : tables.size] = doubled.ravel().view(np.uint8)
     return out
 
 
