@@ -140,8 +140,9 @@ def assert_layouts(name: str, src: str, shape: Any, layout: tuple[str, str], out
     x = random_array(rng, (n, c, h, w) if layout == TO_NHWC else (n, h, w, c), src)
     for out in outs:
         every = [params(src, out, rng), params(src, out, rng, c)] + [{}] * (src == out)
-        if out in ("u8", "s8") and c > 4:
-            every.append({"x_scale": 0.7, "y_zero_point": rng.integers(0, 9, c)})
+        if out in ("u8", "s8"):
+            zero_points = rng.integers(0, 9, c)
+            every += [{"x_scale": 0.7, "y_zero_point": zero_points}, {"y_zero_point": zero_points}]
         for q in every:
             op = Convert(NUMPY[out], layout=layout, isa="reference", **q)
             assert_same(emulate(op, name, (x,), skew=n, **options), op(x), (name, src, out, shape, layout, list(q)))
@@ -159,6 +160,13 @@ def test_layouts(name: str, src: str, layout: tuple[str, str]) -> None:
 @pytest.mark.parametrize(("src", "out"), [("u8", "f32"), ("s8", "f32"), ("f32", "bf16"), ("u8", "bf16")])
 def test_layouts_with_more_than_the_tier_has(src: str, out: str, layout: tuple[str, str]) -> None:
     for shape in ((1, 5, 3, 23), (1, 16, 5, 13), (2, 70, 3, 5), (1, 79, 1, 70), (1, 130, 2, 3)):
+        assert_layouts("avx512", src, shape, layout, [out], extras=EXTRAS)
+
+
+@pytest.mark.parametrize("layout", [TO_NHWC, TO_NCHW], ids="-".join)
+@pytest.mark.parametrize(("src", "out"), [("u8", "u8"), ("u8", "f32"), ("s8", "f32"), ("f32", "u8"), ("f32", "s8")])
+def test_images_by_permutations_of_bytes(src: str, out: str, layout: tuple[str, str]) -> None:
+    for shape in ((1, 3, 4, 16), (2, 3, 5, 19), (1, 2, 1, 7), (1, 4, 3, 50), (1, 3, 1, 85)):
         assert_layouts("avx512", src, shape, layout, [out], extras=EXTRAS)
 
 

@@ -41,6 +41,15 @@ CASES: dict[str, tuple[Callable[..., Array], str, tuple[int, ...]]] = {
         lambda x, **k: convert(x, np.float32, x_scale=[0.1, 0.2, 0.3], x_zero_point=[1, 2, 3],
                                layout=("NHWC", "NCHW"), **k), "u8", (2, 37, 41, 3),
     ),
+    "image to NHWC": (
+        lambda x, **k: convert(x, np.int8, y_scale=0.7, y_zero_point=[1, 2, 3], layout=("NCHW", "NHWC"), **k), "f32",
+        (2, 3, 37, 41),
+    ),
+    "image as it is": (lambda x, **k: convert(x, np.uint8, layout=("NHWC", "NCHW"), **k), "u8", (2, 37, 41, 3)),
+    "to NHWC bf16": (
+        lambda x, **k: convert(x, NUMPY["bf16"], layout=("NCHW", "NHWC"), **k), "f32", (2, 70, 9, 31),
+    ),
+    "aliasing planes": (lambda x, **k: convert(x, np.float32, layout=("NCHW", "NHWC"), **k), "f32", (2, 19, 32, 32)),
     "bytes": (lambda x, **k: convert(x, np.uint8, layout=("NCHW", "NHWC"), **k), "u8", (2, 70, 9, 31)),
     "max": (lambda x, **k: max_pool2d(x, 3, stride=2, padding=1, **k), "s8", (2, 15, 17, 70)),
     "max f32": (lambda x, **k: max_pool2d(x, 3, stride=2, padding=1, **k), "f32", (2, 15, 17, 35)),

@@ -196,8 +196,15 @@ class _Narrow:
             a.vpaddd(v, v, Mem(consts, self.lay.init + at))
         if spec.acc == "s32":
             a.vcvtdq2ps(v, v)
-        if spec.has_m:
+        if spec.has_m and spec.has_b:
+            with a.scope():
+                m = self._vec("m")
+                a.vmovups(m, Mem(consts, self.lay.m + at))
+                a.vfmadd213ps(v, m, Mem(consts, self.lay.b + at))
+        elif spec.has_m:
             a.vmulps(v, v, Mem(consts, self.lay.m + at))
+        elif spec.has_b:
+            a.vaddps(v, v, Mem(consts, self.lay.b + at))
         if self.bound is not None:
             a.vminps(v, self.bound, v)
         if self.key.out != "f32":

@@ -66,12 +66,15 @@ def reorder_image(
     """The launch that converts images of (batch, channels, pixels) from NCHW to NHWC, or back."""
     batch, channels, pixels = shape
     spec = None if f.identity else f.epilogue.spec
-    if channels <= NARROW and "bf16" not in (f.src, f.out):
-        narrow = NarrowKey(tier, batch, channels, pixels, f.src, f.out, spec, f.has_init, to_nhwc)
-        wide = f.spread(tier.lanes) if f.per_channel else f
-        return [(narrow, Run(wide.consts(narrow.columns)))]
     key = TransposeKey(
         tier, batch, channels, pixels, f.src, f.out, spec, f.has_init, f.per_channel, to_nhwc,
         extras if tier.masks else frozenset(),
     )  # fmt: skip
+    if channels <= NARROW and not key.image and "bf16" not in (f.src, f.out):
+        narrow = NarrowKey(tier, batch, channels, pixels, f.src, f.out, spec, f.has_init, to_nhwc)
+        wide = f.spread(tier.lanes) if f.per_channel else f
+        return [(narrow, Run(wide.consts(narrow.columns)))]
+    # Constants are of the side that is f32: of a channel after the other there, or of neighbours.
+    if key.image and f.per_channel and to_nhwc == (f.src == "f32"):
+        f = f.spread(tier.lanes)
     return [(key, Run(f.consts(key.columns)))]

@@ -52,12 +52,18 @@ def lanes_4x4(a: Assembler, tier: TierCode, r: list[Reg], t: list[Reg]) -> None:
     a.vmovaps(r[3], t[1])
 
 
-def gather(a: Assembler, tier: TierCode, dst: Reg, sources: list[Reg], places: list[tuple[int, int]]) -> None:
-    """Lane k of `dst` = lane places[k][1] of sources[places[k][0]]; `dst` is no source."""
+def gather(
+    a: Assembler, tier: TierCode, dst: Reg, sources: list[Reg], places: list[tuple[int, int]], size: int = 4
+) -> None:  # fmt: skip
+    """Lane k of `dst` = lane places[k][1] of sources[places[k][0]]; `dst` is no source.
+
+    Lanes have `size` bytes: 4, or 1 where the CPU has VPERMT2B.
+    """
+    dtype, permute, lanes = (np.int32, a.vpermt2d, tier.lanes) if size == 4 else (np.uint8, a.vpermt2b, 64)
 
     def index(values: list[int]) -> Reg:
         v = a.vec(tier.bits, "index")
-        a.vmovups(v, a.const(np.array(values, dtype=np.int32)))
+        a.vmovups(v, a.const(np.array(values, dtype=dtype)))
         return v
 
     with a.scope():
@@ -72,9 +78,9 @@ def gather(a: Assembler, tier: TierCode, dst: Reg, sources: list[Reg], places: l
         for i, source in enumerate(sources[1:], 1):
             # The first step picks from two sources, later ones keep what is in place.
             kept = [lane if i == 1 else k for k, (_, lane) in enumerate(places)]
-            picks = [tier.lanes + lane if r == i else kept[k] for k, (r, lane) in enumerate(places)]
+            picks = [lanes + lane if r == i else kept[k] for k, (r, lane) in enumerate(places)]
             with a.scope():
-                a.vpermt2d(dst, index(picks), source)
+                permute(dst, index(picks), source)
 
 
 class Interleaver:

@@ -21,6 +21,7 @@ from vnnigen.kernels.element.common import (
     only_last,
     steps_of,
 )
+from vnnigen.kernels.element.image_tiles import ImageTile, takes_images
 from vnnigen.kernels.element.transpose_tiles import VBMI, DwordTile, LaneTile, TileCode, WidenTile
 from vnnigen.kernels.emit_common import add_const, counted, div_const
 from vnnigen.kernels.epilogue import EpilogueSpec
@@ -69,8 +70,15 @@ class TransposeKey(NoScratch):
         return self.pixels if self.to_nhwc else self.channels
 
     @property
+    def image(self) -> bool:
+        """Whether the channels are those of an image, and bytes can be permuted."""
+        return VBMI in self.extras and takes_images(self.src, self.out, self.channels, converts=self.spec is not None)
+
+    @property
     def code(self) -> TileCode:
         """How tiles are transposed."""
+        if self.image:
+            return ImageTile(self)
         if self.spec is None and SIZE[self.src] < 4:
             return LaneTile(self)
         if self.src in ("u8", "s8") and self.out == "f32" and VBMI in self.extras:
@@ -128,7 +136,9 @@ class TransposeKey(NoScratch):
     @property
     def columns(self) -> int:
         """Columns of the constant block."""
-        return self.channels if self.per_channel else self.tier.lanes
+        if not self.per_channel:
+            return self.tier.lanes
+        return self.channels * (self.tier.lanes if self.image else 1)
 
     def build(self, features: frozenset[str] | None) -> Code:
         """Generate the code."""

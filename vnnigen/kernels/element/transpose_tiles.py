@@ -353,12 +353,38 @@ class LaneTile(TileCode):
                     self.store_lane(self.column(at), reg, lane, size, squares.temp)
 
 
+class Widen:
+    """Bytes of a 128-bit lane as 32-bit lanes, by VPERMB."""
+
+    def __init__(self, tile: TileCode) -> None:
+        self.tile, self.signed = tile, tile.key.src == "s8"
+
+    def setup(self) -> None:
+        """Load the indices: u8 becomes the lowest byte of its lane, s8 the highest, to be shifted down."""
+        a, at = self.tile.a, 3 if self.signed else 0
+        self.places = [self.tile.vec(f"lane{k}") for k in range(4)]
+        for k, reg in enumerate(self.places):
+            index = np.zeros((LANE, 4), np.uint8)
+            index[:, at] = LANE * k + np.arange(LANE)
+            a.vmovups(reg, a.const(index))
+        self.bytes = a.kreg("bytes")
+        a.mov(self.tile.r["tmp"], 0x1111111111111111 << at)
+        a.kmovq(self.bytes, self.tile.r["tmp"])
+
+    def emit(self, dst: Reg, source: Reg, lane: int) -> None:
+        """Widen a lane of `source`."""
+        self.tile.a.vpermb(dst, self.places[lane], source, mask=self.bytes, zero=True)
+        if self.signed:
+            self.tile.a.vpsrad(dst, dst, 24)
+
+
 class WidenTile(LaneTile):
     """Bytes that become f32: interleaved as they are, then each lane is a vector (VPERMB)."""
 
     def __init__(self, key: TransposeKey) -> None:
         super().__init__(key)
         self.double = False
+        self.widen = Widen(self)
         self.values = Values(self, along=key.to_nhwc)
 
     def setup(self, a: Assembler, r: dict[str, Reg]) -> None:
@@ -366,16 +392,7 @@ class WidenTile(LaneTile):
         TileCode.setup(self, a, r)
         self.set_masks({self.key.rows % self.side, self.key.cols % self.shape[1]})
         self.values.setup()
-        # u8 becomes the lowest byte of its lane, s8 the highest, to be shifted down.
-        at = 0 if self.key.src == "u8" else 3
-        self.places = [self.vec(f"lane{k}") for k in range(self.lanes)]
-        for k, reg in enumerate(self.places):
-            index = np.zeros((LANE, 4), np.uint8)
-            index[:, at] = LANE * k + np.arange(LANE)
-            a.vmovups(reg, a.const(index))
-        self.bytes = a.kreg("bytes")
-        a.mov(r["tmp"], 0x1111111111111111 << at)
-        a.kmovq(self.bytes, r["tmp"])
+        self.widen.setup()
 
     def _store(self, squares: Interleaver, rows: int, cols: int, first: int) -> None:
         """Widen, convert and store each column."""
@@ -389,9 +406,7 @@ class WidenTile(LaneTile):
                     continue
                 with a.scope():
                     v = self.vec("value")
-                    a.vpermb(v, self.places[lane], reg, mask=self.bytes, zero=True)
-                    if self.key.src == "s8":
-                        a.vpsrad(v, v, 24)
+                    self.widen.emit(v, reg, lane)
                     self.values.convert(v, at)
                     self.fetchw(at, 4 * top)
                     whole = rows - top >= self.side
