@@ -1,4 +1,4 @@
-"""f32 convolutions leave out the pixels of a tile that a filter column meets padding in."""
+"""Convolutions leave out the pixels of a tile that a tap of the filter meets padding in."""
 
 from __future__ import annotations
 
@@ -29,6 +29,39 @@ CASES = [
 @pytest.mark.parametrize("tier", TIERS)
 def test_the_same_bits(tier: str, case: Case) -> None:
     check_emulated(replace(case, src="f32", out="f32", bias="f32"), tier)
+
+
+INTEGERS = (
+    {}, {"x_zp": 7, "bias": "s32"}, {"src": "s8", "x_zp": -3, "weights": "safe", "out": "s32"},
+    {"x_zp": 200, "w_zp": True, "out": "s32"}, {"weights": "mixed", "x_zp": 9, "w_zp": True},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("more", INTEGERS, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.note)
+@pytest.mark.parametrize("tier", ["avx512_vnni", "avx512", "avx2", "avx_vnni"])
+def test_the_same_integers(tier: str, case: Case, more: dict[str, Any]) -> None:
+    """What padding would add is in the start values, whatever the zero points."""
+    low = check_emulated(replace(case, **more), tier)
+    for key in low.keys:
+        assert key.skip_columns == (not key.row_sums and case.x[3] % key.mac.k_per_dword == 0)
+
+
+@pytest.mark.parametrize("tier", ["avx512", "avx2"])
+def test_bf16(tier: str) -> None:
+    for case in CASES:
+        check_emulated(replace(case, src="bf16", out="f32", weights="small"), tier)
+    check_emulated(replace(CASES[0], src="bf16", out="f32", weights="small"), "avx512_bf16", family="dot")
+
+
+@pytest.mark.parametrize(("tier", "multiply", "per"), [("avx512_vnni", "vpdpbusd", 4), ("avx512", "vpmaddwd", 2)])
+def test_every_pixel_leaves_out_its_own(tier: str, multiply: str, per: int) -> None:
+    """An image of 3x3 to 2x2, by steps of 2: each corner's window has 4 taps of 9 on the image."""
+    case = Case((1, 3, 3, 64), (16, 64, 3, 3), padding=1, stride=2, out="s32", x_zp=5)
+    low = check_emulated(case, tier)
+    assert low.keys[0].blocking.mr == 4
+    (stats,) = emulate(low, case.source(), np.int32).stats
+    assert stats.counts[multiply] == 4 * 4 * 64 // per
 
 
 @pytest.mark.parametrize(("tier", "vectors"), [("avx512", 1), ("avx2", 2)])

@@ -7,12 +7,14 @@ of the parallel grid computes, from source rows that fit the L2 cache.  Chunk: `
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from vnnigen.errors import ShapeError
-from vnnigen.kernels.geometry import Geometry, needs_copy, segments
+from vnnigen.kernels.geometry import Geometry, needs_copy, row_classes, segments
 from vnnigen.kernels.mac import Mac, TierCode
+from vnnigen.kernels.taps import column_classes, cuts_columns, tile_taps
 
 #: Bytes of source that a step may keep in scratch or re-read per column block: half of a small L2 (1 MiB).
 STRIP_BYTES = 256 << 10
@@ -90,6 +92,33 @@ def _pairs(tier: TierCode, mac: Mac, need: Registers, nr_max: int, mr_max: int) 
 
 
 @dataclass(frozen=True)
+class TileKind:
+    """`count` tiles of `mr` pixels; (pixels, share of K that matters to so many) says what they leave out."""
+
+    count: int
+    mr: int
+    shares: tuple[tuple[int, float], ...]
+
+
+def tile_kinds(g: Geometry, mac: Mac, th: int, tw: int) -> tuple[TileKind, ...]:
+    """The tiles that an image is cut into, with the tails' own; edges are of their own kind where they differ."""
+    if not cuts_columns(g, mac):
+        return tuple(
+            TileKind(h_count * w_count, h * w, ((h * w, 1.0),))
+            for h, h_count in ((th, g.oh // th), (g.oh % th, 1))
+            for w, w_count in ((tw, g.ow // tw), (g.ow % tw, 1))
+            if h and w and h_count and w_count
+        )
+    kinds = []
+    for rows in row_classes(g, th):
+        for cols in column_classes(g, tw):
+            taps = tile_taps(g, rows, cols).by_pixels()
+            shares = tuple((pixels, count / (g.kh * g.kw)) for pixels, count in taps.items())
+            kinds.append(TileKind(rows.count * cols.count, rows.size * cols.size, shares))
+    return tuple(kinds)
+
+
+@dataclass(frozen=True)
 class CostModel:
     """Estimated cycles of tiles; the constants were fitted to measurements of all vector tiers on Zen 5.
 
@@ -102,15 +131,18 @@ class CostModel:
     pixels: int
     weights: int = 0
 
-    def tile(self, mr: int, nr: int, resident: int) -> float:
-        """Cycles of one tile: the slowest of multiply ports, load ports, accumulator latency and B's way from L2."""
+    def step(self, mr: int, pixels: int, nr: int, resident: int) -> float:
+        """Cycles of a step of K that matters to `pixels` of a tile's `mr`.
+
+        The slowest of multiply ports, load ports, accumulator latency and B's way from L2.
+        """
         mac, vector = self.mac, self.mac.panel_step(self.tier)
-        from_memory = (nr - resident) * mr
-        loads = mr + resident + from_memory
+        from_memory = (nr - resident) * pixels
+        loads = pixels + resident + from_memory
         latency = mac.latency if mac.latency > 1 else 1.0
-        step = max(mr * nr * mac.cost, loads / 2, latency, nr * vector / 24)
+        step = max(pixels * nr * mac.cost, loads / 2, latency, nr * vector / 24)
         # Loads that hide behind the multiplies still take issue slots; those that are a multiply's operand fewer.
-        step += (mr + resident + from_memory / 4) * LOAD_ISSUE
+        step += (pixels + resident + from_memory / 4) * LOAD_ISSUE
         if self.kd * nr * vector > L1_BLOCK or mr == self.pixels:
             # Weights that come from L2 for every tile are not always there in time, those from beyond it never, which
             # matters where many tiles could share them.
@@ -118,18 +150,21 @@ class CostModel:
             step += nr * vector / (64 if far else 512)
         if mr == self.pixels and nr > STREAMS and self.weights > L2_BLOCK:
             step *= STREAMED
-        acc = mr * nr
-        return self.kd * step + TILE_START + acc * ACC_END + max(0, acc - ACC_HIDDEN) * ACC_WAIT
+        return step
 
-    def problem(self, rows: int, cols: int, panels: int, tile: tuple[int, int], nr: int, resident: int) -> float:
-        """Cycles of rows x cols pixels x panels cut into tiles of `tile` x nr, with the tails' own tiles."""
-        th, tw = tile
+    def tile(self, kind: TileKind, nr: int, resident: int) -> float:
+        """Cycles of one tile of `nr` vectors."""
+        steps = sum(share * self.step(kind.mr, pixels, nr, resident) for pixels, share in kind.shares if pixels)
+        # A tile's end overlaps the next one's multiplies only as far as the reorder buffer reaches.
+        acc = kind.mr * nr
+        return self.kd * steps + TILE_START + acc * ACC_END + max(0, acc - ACC_HIDDEN) * ACC_WAIT
+
+    def problem(self, kinds: Sequence[TileKind], panels: int, nr: int, resident: int) -> float:
+        """Cycles of all tiles of `kinds` over all panels."""
         cost = 0.0
-        for h, h_count in ((th, rows // th), (rows % th, 1)):
-            for w, w_count in ((tw, cols // tw), (cols % tw, 1)):
-                for v, v_count in ((nr, panels // nr), (panels % nr, 1)):
-                    if h and w and v:
-                        cost += h_count * w_count * v_count * self.tile(h * w, v, min(v, resident))
+        for v, v_count in ((nr, panels // nr), (panels % nr, 1)):
+            if v:
+                cost += v_count * sum(kind.count * self.tile(kind, v, min(v, resident)) for kind in kinds)
         return cost
 
 
@@ -169,11 +204,14 @@ def _ranked_tiles(g: Geometry, tier: TierCode, mac: Mac, need: Registers) -> lis
     dwords = segments(g, mac, row_pitch=0, pixel_pitch=0).total_dwords
     model = CostModel(tier, mac, dwords, g.oh * g.ow, g.n * g.k * mac.weight_bytes)
     scored = []
+    kinds = dict[tuple[int, int], tuple[TileKind, ...]]()
     # A tile larger than the problem only wastes registers.
     for mr, nr, resident in _pairs(tier, mac, need, panels, min(tier.registers, g.oh * g.ow)):
         tile = _tile(g, mr)
         if tile[0] * tile[1] == mr:  # otherwise the tile comes up again with its own mr
-            cost = model.problem(g.oh, g.ow, panels, tile, nr, resident)
+            if tile not in kinds:
+                kinds[tile] = tile_kinds(g, mac, *tile)
+            cost = model.problem(kinds[tile], panels, nr, resident)
             if mr > aliased_rows(g, mac):
                 cost *= ALIASED
             scored.append(_Scored(cost, tile, nr, resident))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,9 @@ from vnnigen.kernels.epilogue import EpilogueSpec
 from vnnigen.kernels.geometry import Segments
 from vnnigen.kernels.layout import ConstLayout
 from vnnigen.kernels.mac import ONES8, Mac, MacStream, TierCode
+from vnnigen.kernels.taps import Part, Piece, Taps, parts
 
 Reg = Any
-#: Pixels of a tile that each filter column matters to; empty: all to all.
-Live = tuple[tuple[int, ...], ...]
 #: Tiles of at most this many multiply-accumulate instructions in all are written out without loops.
 UNROLL_WHOLE = 200
 
@@ -73,9 +72,10 @@ class _Loop:
     weights: list[Reg]
     source: Reg
     stream: MacStream
-    taps: tuple[int, int]
-    live: Live
+    parts: tuple[Part, ...]
     ones8: Reg | None
+    #: How far the cursors have run from the tile's first dwords, in bytes of source and of weights.
+    at: tuple[int, int] = (0, 0)
 
     @property
     def pair_tail(self) -> bool:
@@ -108,97 +108,90 @@ class _Loop:
     def whole(self) -> None:
         """All of K without loops."""
         seg = self.code.seg
-        for o in range(*self.taps):
-            for i in range(seg.inner):
-                base = o * seg.outer_stride + i * seg.inner_stride
-                for d in range(seg.dwords):
-                    at = (o * seg.inner + i) * seg.dwords + d
-                    self.step(base + 4 * d, at, range(len(self.rows)), tail=d == seg.dwords - 1)
+        for part in self.parts:
+            for row in range(part.first, part.first + part.count):
+                for piece in part.pieces:
+                    for run in range(piece.runs):
+                        base = row * seg.outer_stride + piece.src + run * seg.inner_stride
+                        first = row * seg.inner * seg.dwords + piece.dword + run * seg.dwords
+                        for d in range(piece.dwords):
+                            self.step(base + 4 * d, first + d, piece.pixels, tail=d == piece.dwords - 1)
         self.stream.flush()
 
     def looped(self) -> None:
         """Loops over the runs of K, and over dwords within a run; both cursors are put back afterwards."""
-        a, seg, cur = self.a, self.code.seg, self.cur
-        vb = self.code.mac.panel_step(self.code.tier)
-        first, last = self.taps
-        outer = last - first
-        skipped = first * seg.inner * seg.dwords * vb
-        add_const(a, cur.src, first * seg.outer_stride)
-        add_const(a, cur.weights, skipped)
-        with counted(a, cur.outer, outer):
-            with counted(a, cur.inner, seg.inner):
-                for dwords, pixels in self._parts():
-                    self._run(dwords, pixels)
-                add_const(a, cur.src, seg.inner_stride * (seg.inner > 1) - 4 * seg.dwords)
-            add_const(
-                a,
-                cur.src,
-                seg.outer_stride * (seg.outer > 1) - seg.inner_stride * seg.inner * (seg.inner > 1),
-            )
-        add_const(a, cur.src, -seg.outer_stride * (outer * (seg.outer > 1) + first))
-        a.sub(cur.weights, outer * seg.inner * seg.dwords * vb + skipped)
+        seg, cur = self.code.seg, self.cur
+        step = self.code.mac.panel_step(self.code.tier)
+        row = (seg.outer_stride, seg.inner * seg.dwords * step)
+        for part in self.parts:
+            with self._repeat(cur.outer, part.count, (part.first * row[0], part.first * row[1]), row):
+                src, weights = self.at
+                for piece in part.pieces:
+                    start = src + piece.src, weights + piece.dword * step
+                    with self._repeat(cur.inner, piece.runs, start, (seg.inner_stride, seg.dwords * step)):
+                        self._run(piece)
+        self._go((0, 0))
 
-    def _parts(self) -> list[tuple[int, Sequence[int]]]:
-        """A run of K cut where the pixels that it matters to change: (dwords, pixels)."""
-        everyone: Sequence[int] = range(len(self.rows))
-        if not self.live:
-            return [(self.code.seg.dwords, everyone)]
-        tap = self.code.seg.dwords // len(self.live)
-        return [(tap * len(list(same)), pixels) for pixels, same in groupby(self.live)]
-
-    def _run(self, dwords: int, pixels: Sequence[int]) -> None:
-        """The next `dwords` of a run; both cursors pass them."""
-        a, code, cur = self.a, self.code, self.cur
-        vb, unroll = code.mac.panel_step(code.tier), code.blocking.unroll
+    def _run(self, piece: Piece) -> None:
+        """One run of K, a loop over dwords and the rest."""
+        a, seg = self.a, self.code.seg
+        step, unroll = self.code.mac.panel_step(self.code.tier), self.code.blocking.unroll
         # The last dword of a run stands alone when its row sum, or its pair of bf16, must leave the padding out.
-        special = self.pair_tail or (bool(self.sums) and code.seg.tail != code.mac.k_per_dword)
-        turns = (dwords - special) // unroll if pixels else 0
+        special = self.pair_tail or (bool(self.sums) and seg.tail != self.code.mac.k_per_dword)
+        turns = (piece.dwords - special) // unroll
         if turns == 1:
             turns = 0
         if turns:
-            a.mov(cur.k, turns)
-            with a.loop(cur.k):
+            a.mov(self.cur.k, turns)
+            with a.loop(self.cur.k):
                 for u in range(unroll):
-                    self.step(4 * u, u, pixels, tail=False)
+                    self.step(4 * u, u, piece.pixels, tail=False)
                 self.stream.flush()
-                a.add(cur.src, 4 * unroll)
-                a.add(cur.weights, vb * unroll)
-        rest = dwords - turns * unroll
-        for d in range(rest if pixels else 0):
-            self.step(4 * d, d, pixels, tail=d == rest - 1)
+                a.add(self.cur.src, 4 * unroll)
+                a.add(self.cur.weights, step * unroll)
+            self.at = self.at[0] + 4 * unroll * turns, self.at[1] + step * unroll * turns
+        rest = piece.dwords - turns * unroll
+        for d in range(rest):
+            self.step(4 * d, d, piece.pixels, tail=d == rest - 1)
         self.stream.flush()
-        add_const(a, cur.weights, vb * rest)
-        add_const(a, cur.src, 4 * rest)
+
+    def _go(self, to: tuple[int, int]) -> None:
+        """Move the cursors."""
+        add_const(self.a, self.cur.src, to[0] - self.at[0])
+        add_const(self.a, self.cur.weights, to[1] - self.at[1])
+        self.at = to
+
+    @contextmanager
+    def _repeat(self, counter: Reg, count: int, start: tuple[int, int], stride: tuple[int, int]) -> Iterator[None]:
+        """Run the body with the cursors at `start`, then `stride` further, `count` times in all."""
+        self._go(start)
+        with counted(self.a, counter, count):
+            yield
+            if count > 1:
+                self._go((start[0] + stride[0], start[1] + stride[1]))
+        if count > 1:
+            self.at = start[0] + count * stride[0], start[1] + count * stride[1]
 
 
 def emit_tile(
     a: Assembler, code: TileCode, cur: Cursors, rows: list[int], outs: list[int], nr: int, valid: int,
-    taps: tuple[int, int], live: Live = (),
+    taps: Taps,
 ) -> None:  # fmt: skip
     """One tile: pixels at byte offsets `rows` from the source cursor, outputs at element offsets `outs`.
 
-    `nr` vectors of columns, the last with `valid` live lanes. Filter rows outside `taps` meet padding only: what they
-    would add is added to the start values instead. `live` says, if not empty, which pixels each filter column matters
-    to; the others meet zeros there. All cursors keep their values.
+    `nr` vectors of columns, the last with `valid` live lanes. What `taps` leaves out meets padding: what that would
+    add is added to the start values instead. All cursors keep their values.
     """
     bits = code.tier.bits
     with a.scope():
         acc = [[a.vec(bits, f"acc{i}_{j}") for j in range(nr)] for i in range(len(rows))]
         with a.section(f"start values {len(rows)}x{nr}"):
-            for j in range(nr):
-                start = Mem(cur.consts, code.lay.init + j * code.tier.vector_bytes, index=cur.col, scale=4)
-                a.vmovups(acc[0][j], start)
-                for r in range(code.lay.taps):
-                    if taps[0] <= r < taps[1]:
-                        continue
-                    a.vpaddd(acc[0][j], acc[0][j], start + (code.lay.tap(r) - code.lay.init))
-                for row in acc[1:]:
-                    a.vmovaps(row[j], acc[0][j])
+            _start_values(a, code, cur, acc, taps)
         with a.scope():
             sums = [a.vec(bits, f"sum{i}") for i in range(len(rows))] if code.row_sums else []
             with a.scope(), a.section("multiply"):
-                if taps[0] < taps[1]:
-                    _multiply(a, code, cur, rows, acc, sums, taps, live)
+                if todo := parts(code.seg, taps):
+                    _multiply(a, code, cur, rows, acc, sums, todo)
             if sums:
                 _subtract_row_sums(a, code, cur, acc, sums)
         with a.section("epilogue"):
@@ -219,9 +212,28 @@ def emit_tile(
             emit_epilogue(tile)
 
 
+def _start_values(a: Assembler, code: TileCode, cur: Cursors, acc: list[list[Reg]], taps: Taps) -> None:
+    """Load the accumulators' start values, and add what the taps would add that a pixel leaves out."""
+    lay, kw = code.lay, len(taps.cols)
+    first: dict[tuple[int, ...], int] = {}
+    for i, row in enumerate(acc):
+        offsets: list[int] = []
+        for r, missing in taps.missing(i) if code.mac.acc == "s32" else ():
+            offsets += [lay.tap(r)] if len(missing) == kw and lay.taps else [lay.cell(r * kw + c) for c in missing]
+        same = first.setdefault(tuple(offsets), i)
+        for j, register in enumerate(row):
+            if same != i:
+                a.vmovaps(register, acc[same][j])
+                continue
+            start = Mem(cur.consts, lay.init + j * code.tier.vector_bytes, index=cur.col, scale=4)
+            a.vmovups(register, start)
+            for offset in offsets:
+                a.vpaddd(register, register, start + (offset - lay.init))
+
+
 def _multiply(
     a: Assembler, code: TileCode, cur: Cursors, rows: list[int], acc: list[list[Reg]], sums: list[Reg],
-    taps: tuple[int, int], live: Live,
+    todo: tuple[Part, ...],
 ) -> None:  # fmt: skip
     bits, mac = code.tier.bits, code.mac
     for s in sums:
@@ -233,8 +245,8 @@ def _multiply(
         a.vmovups(ones8, a.const(ONES8[: code.tier.vector_bytes]))
     resident = min(code.blocking.resident, len(acc[0]))
     weights = [a.vec(bits, f"w{j}") for j in range(resident)]
-    loop = _Loop(a, code, cur, rows, acc, sums, weights, a.vec(bits, "src"), stream, taps, live, ones8)
-    if not live and code.seg.total_dwords * len(rows) * len(acc[0]) <= UNROLL_WHOLE:
+    loop = _Loop(a, code, cur, rows, acc, sums, weights, a.vec(bits, "src"), stream, todo, ones8)
+    if sum(part.products for part in todo) * len(acc[0]) <= UNROLL_WHOLE:
         loop.whole()
     else:
         loop.looped()

@@ -29,13 +29,15 @@ class ConstLayout:
 
     pad: 64 bytes of what spatial padding holds.  zero_point: 32 words of the destination's zero point.
     scalars: f32 operands of the post-ops.  init, m, b, w_zp, `taps` of what a filter row on padding adds (a tile
-    that leaves such rows out starts with it), and `vectors` for post-ops with a constant per channel: one 32-bit vector
+    that leaves such rows out starts with it), `cells` of what a single tap adds, and `vectors` for post-ops with a
+    constant per channel: one 32-bit vector
     of `columns` each.
     """
 
     columns: int
     vectors: int = 0
     taps: int = 0
+    cells: int = 0
 
     pad: int = 0
     zero_point: int = 64
@@ -61,9 +63,13 @@ class ConstLayout:
         """What filter row `row` adds to the accumulator where it meets padding only (s32)."""
         return self.w_zp + 4 * self.columns * (1 + row)
 
+    def cell(self, i: int) -> int:
+        """What tap i of the filter, counted along its rows, adds where it meets padding (s32)."""
+        return self.tap(self.taps + i)
+
     def vector(self, i: int) -> int:
         """Constants per channel of post-ops: vector i (f32)."""
-        return self.tap(self.taps + i)
+        return self.tap(self.taps + self.cells + i)
 
     @property
     def size(self) -> int:

@@ -18,16 +18,15 @@ from vnnigen.kernels.blocking import Blocking, Registers
 from vnnigen.kernels.emit_common import add_const, div_const
 from vnnigen.kernels.emit_copy import CopyRegs, CopyStage, scratch_rows
 from vnnigen.kernels.emit_epilogue import epilogue_registers
-from vnnigen.kernels.emit_tile import Cursors, Live, TileCode, emit_tile, tile_offsets
+from vnnigen.kernels.emit_tile import Cursors, TileCode, emit_tile, tile_offsets
 from vnnigen.kernels.epilogue import EpilogueSpec
-from vnnigen.kernels.geometry import SRC_BYTES, Geometry, TileClass, row_classes, segments, taps_inside, tile_classes
+from vnnigen.kernels.geometry import SRC_BYTES, Geometry, TileClass, row_classes, segments
 from vnnigen.kernels.layout import ARG_CONSTS, ARG_SRC, ARG_WEIGHTS, ConstLayout
 from vnnigen.kernels.mac import Mac, TierCode
-from vnnigen.kernels.packing import filter_rows
+from vnnigen.kernels.packing import filter_cells, filter_rows
+from vnnigen.kernels.taps import column_classes, cuts_columns, everything, tile_taps
 
 Reg = Any
-#: Channels from which, and outputs of a row up to which, filter columns that meet padding are worth leaving out.
-EDGE_CHANNELS, EDGE_WIDTH = 32, 64
 
 
 @dataclass(frozen=True)
@@ -95,14 +94,8 @@ class NestKey:
 
     @property
     def skip_columns(self) -> bool:
-        """Whether a tile leaves out the pixels that a filter column meets padding in.
-
-        Only where a run of K is cut into long parts for that, and where edges are a part of the work that is worth
-        the code of more kinds of tiles.
-        """
-        g = self.g
-        wanted = self.mac.element == "f32" and self.skip_padding and g.groups == g.dw == 1
-        return wanted and g.padded and g.kw > 1 and g.ic >= EDGE_CHANNELS and g.ow <= EDGE_WIDTH
+        """Whether a tile leaves out the pixels that a filter column meets padding in."""
+        return self.skip_padding and cuts_columns(self.g, self.mac)
 
     @property
     def padded_columns(self) -> int:
@@ -112,7 +105,9 @@ class NestKey:
     @property
     def layout(self) -> ConstLayout:
         """The constant block's layout."""
-        return ConstLayout(self.g.groups * self.padded_columns, taps=filter_rows(self.mac, self.g.kh))
+        g = self.g
+        taps, cells = filter_rows(self.mac, g.kh), filter_cells(self.mac, g.kh, g.kw)
+        return ConstLayout(g.groups * self.padded_columns, taps=taps, cells=cells)
 
     @property
     def scratch(self) -> int:
@@ -159,12 +154,11 @@ class LoopNest:
             self.row_pitch = g.w * self.pixel
         self._check_offsets()
         self.row_classes = row_classes(g, b.th)
-        self.rows_inside: tuple[bool, ...] = ()
+        self.rows_here = self.row_classes[0]
         full, tail = divmod(g.ow, b.tw)
         columns = (TileClass(0, full, b.tw, ()), TileClass(full, 1, tail, ()))
         self.column_classes = tuple(c for c in columns if c.count and c.size)
-        self.columns_inside: tuple[bool, ...] = ()
-        self.taps_inside = (0, g.kh)
+        self.columns_here = self.column_classes[0]
         self.lay = key.layout
         self.a = Assembler(
             key.name, args=(Arg("args", "ptr"), Arg("index", "i64"), Arg("scratch", "ptr")), features=features
@@ -365,8 +359,7 @@ class LoopNest:
         a, key, g, cur = self.a, self.key, self.key.g, self.cur
         self._begin_strip(nr, valid)
         for rows in self.row_classes:
-            self.rows_inside = rows.inside
-            self.taps_inside = taps_inside(g, rows)
+            self.rows_here = rows
             with self._rows_of_strip(rows):
                 done = self._row(rows.size, nr, valid)
                 add_const(a, cur.src, rows.size * g.sh * self.row_pitch - done * g.sw * self.pixel)
@@ -411,7 +404,7 @@ class LoopNest:
         """Tiles along one row of outputs, class by class; the outputs that the cursors have passed."""
         a, g, cur = self.a, self.key.g, self.cur
         for columns in self.column_classes:
-            self.columns_inside = columns.inside
+            self.columns_here = columns
             if columns.count > 1:
                 a.mov(cur.ptr, columns.count)
                 a.mov(self._slot(self.ALONG_LEFT), cur.ptr)
@@ -433,21 +426,13 @@ class Nest(LoopNest):
         self.block_bytes = key.blocking.nr * self.panel_bytes
         self.two_taps = self.seg.inner > 1
         if key.skip_columns:
-            g = key.g
-            self.column_classes = tile_classes(g.ow, key.blocking.tw, g.w, g.sw, g.kw, g.dw, g.left)
+            self.column_classes = column_classes(key.g, key.blocking.tw)
 
     def emit_tile(self, th: int, tw: int, nr: int, valid: int) -> None:
         """Emit one register tile."""
         g = self.key.g
         rows = tile_offsets(th, tw, g.sh * self.row_pitch, g.sw * self.pixel)
         outs = tile_offsets(th, tw, g.ow * self.key.ldo, self.key.ldo)
-        taps = self.taps_inside if self.key.skip_padding and g.kh > 1 else (0, g.kh)
-        emit_tile(self.a, self.code, self.cur, rows, outs, nr, valid, taps, self._live(th, tw))
-
-    def _live(self, th: int, tw: int) -> Live:
-        """Pixels of a tile that each filter column matters to, where any does not to some."""
-        g, inside = self.key.g, self.columns_inside
-        if all(inside):
-            return ()
-        columns = [[w for w in range(tw) if inside[w * g.sw + x]] for x in range(g.kw)]
-        return tuple(tuple(h * tw + w for h in range(th) for w in some) for some in columns)
+        down = self.rows_here if self.key.skip_padding and g.padded and g.kh * g.kw > 1 else everything(th)
+        taps = tile_taps(g, down, self.columns_here if self.key.skip_columns else everything(tw))
+        emit_tile(self.a, self.code, self.cur, rows, outs, nr, valid, taps)

@@ -27,6 +27,7 @@ from vnnigen.kernels.packing import (
     Run,
     chain_runs,
     fill_constants,
+    filter_cells,
     filter_rows,
     k_order,
     pack_panels,
@@ -241,16 +242,23 @@ def pack_run(
         bias = w.bias.astype(np.int64).reshape(w.groups, w.columns)
         parts = Columns(sums, zeros if zps is None else zps, bias)
         start = start_values(parts, k=w.k, x_zp=x_zp, shift=shift, folded_zp=folded)
-    padding = None
-    if filter_rows(mac, w.values.shape[2]):
-        # Filter row r on padding alone: each of its products is x_zp' * w. As the start values, modulo 2^32.
-        rows = ordered.astype(np.int64).reshape(w.groups, w.columns, w.values.shape[2], -1).sum(axis=3)
-        padding = ((rows * (x_zp + shift)) & 0xFFFFFFFF).astype(np.uint32).view(np.int32).transpose(2, 0, 1)
+    kh, kw = w.values.shape[2:]
+
+    def on_padding(parts: int) -> NDArray[np.int32] | None:
+        """What each of `parts` of K adds on padding, where all is x_zp'; modulo 2^32 as the start values."""
+        if not parts:
+            return None
+        part: NDArray[np.int64] = ordered.astype(np.int64).reshape(w.groups, w.columns, parts, -1).sum(axis=3)
+        values = ((part * (x_zp + shift)) & 0xFFFFFFFF).astype(np.uint32)
+        signed: NDArray[np.int32] = values.view(np.int32).transpose(2, 0, 1)
+        return signed
+
     padded = -(-(run.stop - run.start) // tier.lanes) * tier.lanes
     row_sums = zps is not None and not folded
     consts = fill_constants(
         ConstLayout(w.groups * padded), groups=w.groups, columns=columns, start=start, epilogue=epilogue,
-        pad=pad_vector(mac, x_zp, shift), w_zp=zps if row_sums else None, padding=padding,
+        pad=pad_vector(mac, x_zp, shift), w_zp=zps if row_sums else None,
+        padding=on_padding(filter_rows(mac, kh)), cells=on_padding(filter_cells(mac, kh, kw)),
     )  # fmt: skip
     finite = w.kind == "int8" or bool(np.isfinite(w.values.astype(np.float32)).all())
     return PackedRun(run, mac, row_sums, panels, consts, finite)

@@ -132,6 +132,11 @@ def filter_rows(mac: Mac, kh: int) -> int:
     return kh if mac.acc == "s32" and kh > 1 else 0
 
 
+def filter_cells(mac: Mac, kh: int, kw: int) -> int:
+    """Taps whose sum over padding the constant block holds: those of integer kernels wider than one, but on tiles."""
+    return kh * kw if mac.acc == "s32" and kw > 1 and mac.name != "amx" else 0
+
+
 def fill_constants(
     lay: ConstLayout,
     *,
@@ -142,12 +147,14 @@ def fill_constants(
     pad: Array,
     w_zp: NDArray[np.int64] | None,
     padding: NDArray[np.int32] | None = None,
+    cells: NDArray[np.int32] | None = None,
 ) -> NDArray[np.uint8]:
     """The constant block of one launch: `columns` of each group, everything padded to the layout's columns.
 
-    `padding`, [taps, groups, n], is what each filter row adds where it meets padding only.
+    `padding`, [taps, groups, n], is what each filter row adds where it meets padding only, `cells` what each tap does.
     """
-    lay = replace(lay, vectors=len(epilogue.vectors), taps=0 if padding is None else len(padding))
+    rows, taps = (() if values is None else values for values in (padding, cells))
+    lay = replace(lay, vectors=len(epilogue.vectors), taps=len(rows), cells=len(taps))
     out = aligned(lay.size)
     per_group = lay.columns // groups
     total = start.shape[1]
@@ -167,7 +174,8 @@ def fill_constants(
         (lay.m, epilogue.m, np.float32),
         (lay.b, epilogue.b, np.float32),
         (lay.w_zp, w_zp, np.int32),
-        *((lay.tap(i), values, np.int32) for i, values in enumerate(() if padding is None else padding)),
+        *((lay.tap(i), values, np.int32) for i, values in enumerate(rows)),
+        *((lay.cell(i), values, np.int32) for i, values in enumerate(taps)),
         *((lay.vector(i), values, np.float32) for i, values in enumerate(epilogue.vectors)),
     ):
         if values is not None:
