@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vnnigen.kernels.amx_fold import fold_geometry, fold_of, fold_weights
 from vnnigen.kernels.amx_nest import AmxKey
 from vnnigen.kernels.amx_tiling import (
     STRIP_ROOM,
@@ -51,22 +52,26 @@ def _strip(g: Geometry, strip: int, th: int, rows: int, copy: bool) -> int:
 
 @dataclass(frozen=True, eq=False)
 class PackedAmx:
-    """Weights packed for tiles."""
+    """Weights packed for tiles; `fold` is by how much pixels are folded (see `amx_fold`)."""
 
     op: str
     tier: TierCode
     src: DType
     epilogue: Epilogue
     runs: tuple[PackedRun, ...]
+    fold: int = 1
 
     def keys_for(self, g: Geometry, pick: Pick | None = None) -> tuple[AmxKey, ...]:
         """The kernel of a problem; `pick` is shown the candidates, best first by estimate, and says which to take."""
         run = self.runs[0]
         mac = run.mac
+        source = g if self.fold > 1 else None
+        if source is not None:
+            g = fold_geometry(g, self.fold)
         steps = cut_run(run_elements(g)[0] * mac.element_bytes, exact=mac.element == "bf16")
         assert steps is not None  # `why_not` has seen to that
         panels = -(-g.n // self.tier.lanes)
-        padded = g.padded or g.src != mac.element or steps.pad > 0
+        padded = source is not None or g.padded or g.src != mac.element or steps.pad > 0
         # A step of the grid should last as long as on the vector tiers, which multiply about eight times slower.
         work = {"macs": g.macs // 8, "weights": g.n * g.k * mac.element_bytes}
         model = CostModel(g, self.epilogue.spec, mac.element_bytes, panels, k_steps(g, steps), steps.size)
@@ -82,7 +87,7 @@ class PackedAmx:
             strip = _strip(g, strip, shape.th, tiles.rows, copy)
             blocking = Blocking(shape.th, shape.tw, shape.nr, 0, 1, strip, chunk, copy, int(tiles.variant))
             spec = self.epilogue.spec
-            return AmxKey(self.op, g, self.tier, mac, spec, blocking, False, 0, g.ldo, 0, skip, steps_of_run=steps)
+            return AmxKey(self.op, g, self.tier, mac, spec, blocking, False, 0, g.ldo, 0, skip, steps, source)
 
         ranked = rank_tiles(model, mergeable(g, mac) if padded else 0)
         first = key(ranked[0])
@@ -112,9 +117,11 @@ def why_not(w: Weights, tier: TierCode) -> str | None:
 
 def pack(op: str, w: Weights, tier: TierCode, src: DType, x_zp: int, epilogue: Epilogue) -> PackedAmx:
     """Pack weights for tiles: runs of K are padded to whole steps; s8 sources need no shift."""
-    mac = AMX[src]
+    mac, fold = AMX[src], fold_of(w)
+    if fold > 1:
+        w = fold_weights(w, fold)
     steps = cut_run(w.run_elements * mac.element_bytes, exact=mac.element == "bf16")
     assert steps is not None
     quantum = steps.count * steps.size // mac.element_bytes
     run = pack_run(w, tier, src, x_zp, epilogue, Run(0, w.columns, True), mac, quantum)
-    return PackedAmx(op, tier, src, epilogue, (run,))
+    return PackedAmx(op, tier, src, epilogue, (run,), fold)

@@ -7,12 +7,13 @@ filter rows meet padding) a new loop begins; only there is an epilogue waited fo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
 from vnnigen.isa.assembler import Code, Label, Mem
 from vnnigen.kernels.amx_block import Block, BlockCode, KRuns, Registers
+from vnnigen.kernels.amx_fold import emit_fold
 from vnnigen.kernels.amx_tiling import (
     ROW_BYTES,
     ROWS,
@@ -28,7 +29,7 @@ from vnnigen.kernels.amx_tiling import (
 )
 from vnnigen.kernels.emit_common import add_const
 from vnnigen.kernels.emit_copy import scratch_rows
-from vnnigen.kernels.geometry import SRC_BYTES, TileClass, row_classes, taps_inside
+from vnnigen.kernels.geometry import SRC_BYTES, Geometry, TileClass, row_classes, taps_inside
 from vnnigen.kernels.nest import LoopNest, NestKey
 
 Reg = Any
@@ -37,9 +38,10 @@ WHOLE_TILE = KSteps(1, ROW_BYTES, 0)
 
 @dataclass(frozen=True)
 class AmxKey(NestKey):
-    """Key of an AMX kernel."""
+    """Key of an AMX kernel. `source` is the geometry of what it reads, where `g` is that of folded pixels."""
 
     steps_of_run: KSteps = WHOLE_TILE
+    source: Geometry | None = None
 
     @property
     def variant(self) -> Variant:
@@ -75,6 +77,13 @@ class AmxKey(NestKey):
         return self.full.down(self.g, self.rows), self.blocking.nr
 
     @property
+    def folded_at(self) -> int:
+        """Offset in scratch of the rows that are multiplied: behind those that are folded into them."""
+        if self.source is None:
+            return 0
+        return -(-scratch_rows(self.source, self.mac, self.blocking.strip).size // 64) * 64
+
+    @property
     def buffer_at(self) -> int:
         """Offset in scratch of the two buffers that take accumulator tiles."""
         rows = 0
@@ -82,7 +91,7 @@ class AmxKey(NestKey):
             source = scratch_rows(self.g, self.mac, self.blocking.strip)
             # Where rows are merged, a block's last tile reads on beyond them.
             rows = source.size + (self.rows * source.pixel if self.merged else 0)
-        return -(-rows // 64) * 64
+        return self.folded_at + -(-rows // 64) * 64
 
     @property
     def buffer_bytes(self) -> int:
@@ -176,6 +185,26 @@ class AmxNest(LoopNest):
         a.mov(tmp, self._my(which))
         a.sub(tmp, 1)
         a.mov(self._my(which), tmp)
+
+    def _locate(self, args: Reg, weights: Reg, col: Reg, consts: Reg) -> None:
+        """Decode the step's index and copy its rows; the rows of pixels to be folded are those of the source."""
+        key, source = self.tiles_key, self.tiles_key.source
+        if source is None:
+            super()._locate(args, weights, col, consts)
+            return
+        after, self.rows = self.rows, scratch_rows(source, key.mac, key.blocking.strip)
+        self.key = replace(key, g=source)
+        super()._locate(args, weights, col, consts)
+        self.key, before, self.rows = key, self.rows, after
+        a = self.a
+        with a.scope():
+            dst = a.gpr("folded")
+            a.lea(dst, Mem(self.first_src, key.folded_at))
+            stride = source.sh
+            columns = key.g.ow - 1 + key.g.kw
+            emit_fold(a, stride, before, after, columns, self.first_src, dst, [a.gpr("row"), a.gpr("pixels")])
+        a.mov(self.first_src, self._slot(self.SCRATCH))
+        add_const(a, self.first_src, key.folded_at)
 
     def _groups(self) -> None:
         """All groups, one after the other."""

@@ -1,0 +1,87 @@
+"""Folded pixels: a strided convolution of few channels as one of stride 1 and many.
+
+A stem's filter rows are shorter than a tile's: 7 pixels of 3 channels fill 21 of 64 bytes.  At a stride of s, a block
+of s x s pixels becomes one pixel of s*s times the channels (space to depth), and a filter of kh x kw pixels one of
+ceil(kh/s) x ceil(kw/s), the added taps being zeros: 4 steps of 48 bytes where there were 7 of 21.  The source is copied
+to scratch in any case, for its padding; from there it is folded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from vnnigen.isa.assembler import Assembler, Mem
+from vnnigen.kernels.amx_tiling import ROW_BYTES
+from vnnigen.kernels.emit_common import add_const, counted
+from vnnigen.kernels.emit_copy import ScratchRows
+from vnnigen.kernels.geometry import Geometry
+from vnnigen.kernels.packed import Weights
+
+Reg = Any
+#: Pixels that one turn of the folding loop writes.
+UNROLL = 8
+
+
+def fold_of(w: Weights) -> int:
+    """The stride by which pixels are folded, 1 where that gives nothing.
+
+    Integers only: what added taps meet may be anything, and 0 times NaN is NaN.
+    """
+    if w.kind != "int8" or w.window is None or w.groups != 1:
+        return 1
+    kh, _, sh, sw, dh, dw = w.window
+    worth = kh > 1 and sh == sw > 1 and dh == dw == 1 and w.merged and 2 * w.run_elements <= ROW_BYTES
+    channels = int(w.values.shape[1])
+    return sh if worth and sh * channels <= ROW_BYTES else 1
+
+
+def fold_weights(w: Weights, s: int) -> Weights:
+    """The weights of the folded convolution: channels in the order (row, column, channel) of a folded pixel."""
+    oc, ic, kh, kw = w.values.shape
+    filled = np.pad(w.values, ((0, 0), (0, 0), (0, -kh % s), (0, -kw % s)))
+    rows, columns = filled.shape[2] // s, filled.shape[3] // s
+    blocks = filled.reshape(oc, ic, rows, s, columns, s).transpose(0, 3, 5, 1, 2, 4)
+    return replace(w, values=blocks.reshape(oc, s * s * ic, rows, columns))
+
+
+def fold_geometry(g: Geometry, s: int) -> Geometry:
+    """The folded convolution's geometry; its source is what folding has written, padding included."""
+    kh, kw = -(-g.kh // s), -(-g.kw // s)
+    return replace(
+        g, h=max(g.oh - 1 + kh, -(-g.h // s)), w=max(g.ow - 1 + kw, -(-g.w // s)), ic=s * s * g.ic, kh=kh, kw=kw,
+        sh=1, sw=1, top=0, left=0, padded=False,
+    )  # fmt: skip
+
+
+def emit_fold(
+    a: Assembler, s: int, before: ScratchRows, after: ScratchRows, columns: int, src: Reg, dst: Reg, counters: list[Reg]
+) -> None:
+    """Fold copied rows `before` at `src` into rows `after` at `dst`, each of `columns` pixels.
+
+    Whole vectors are moved, in the order of addresses: what they spill is written afterwards or never used. So is what
+    is read beyond the copied rows.
+    """
+    chunk = s * before.pixel
+    bits = next(b for b in (128, 256, 512) if chunk <= b // 8)
+    turns, rest = divmod(columns, UNROLL)
+    with a.scope(), a.section("fold pixels"):
+        moved = [a.vec(bits, f"pixels{i}") for i in range(4)]
+
+        def pixels(count: int) -> None:
+            for i in range(count * s):
+                column, row = divmod(i, s)
+                a.vmovups(moved[i % 4], Mem(src, column * chunk + row * before.pitch))
+                a.vmovups(Mem(dst, i * chunk), moved[i % 4])
+            add_const(a, src, count * chunk)
+            add_const(a, dst, count * s * chunk)
+
+        with counted(a, counters[0], after.rows):
+            if turns:
+                with counted(a, counters[1], turns):
+                    pixels(UNROLL)
+            pixels(rest)
+            add_const(a, src, s * before.pitch - columns * chunk)
+            add_const(a, dst, after.pitch - columns * s * chunk)
