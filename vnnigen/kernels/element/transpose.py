@@ -106,7 +106,7 @@ class TransposeKey(NoScratch):
         size = SIZE[self.src if self.to_nhwc else self.out]
         lines, rest = divmod(self.pixels * size, LINE)
         sets = SETS // math.gcd(lines, SETS)
-        return not rest and min(self.channels, max(self.tile[1], 16)) > WAYS * sets and self.pixels >= 256
+        return not rest and min(self.channels, max(self.tile[1], 16)) >= WAYS * sets and self.pixels >= 256
 
     @property
     def fetches(self) -> bool:
