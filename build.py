@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from cffi import FFI
 
 CSRC = Path("vnnigen/runtime/csrc")  # relative: setuptools builds with the project's root as its directory
-SOURCES = ("call.c", "codemem.c", "cpu.c", "pool.c", "scratch.c", "tiles.c")
+SOURCES = ("call.c", "codemem.c", "cpu.c", "plan.c", "pool.c", "scratch.c", "tiles.c")
 
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"

@@ -38,6 +38,32 @@ int vg_call(const vg_kernel *k, int64_t n_dyn, const int64_t *dyn, int nthreads)
 /* The same for the common case of two dynamic words: a source and a destination pointer. */
 int vg_call2(const vg_kernel *k, const void *src, void *dst, int nthreads);
 
+/* One step of a plan: the kernel, and where the operands are of which the template knows nothing. */
+typedef struct {
+    int64_t slot; /* of the argument block */
+    int64_t base; /* index into the bases of a run */
+    int64_t offset;
+} vg_operand;
+
+typedef struct {
+    const vg_kernel *kernel;
+    const vg_operand *operands;
+    int64_t n_operands;
+    int64_t threads; /* at most so many: a small step costs less on one than it takes to wake others */
+} vg_step;
+
+typedef struct {
+    const vg_step *steps;
+    int64_t n_steps;
+    int64_t n_bases;
+} vg_plan;
+
+/* VG_OK if every slot, base and count of `p` is in range; to be asked once, before the first run. */
+int vg_plan_check(const vg_plan *p);
+/* Run steps first..last-1 in order. `bases` are the addresses that operands count from. `ns`: NULL, or one number per
+ * step of the plan to which the step's nanoseconds are added. */
+int vg_plan_run(const vg_plan *p, int64_t first, int64_t last, void *const *bases, int nthreads, uint64_t *ns);
+
 /* End the pool's threads beyond `nthreads` - 1 (the caller counts as one); they start again on demand. */
 void vg_pool_trim(int nthreads);
 /* Threads that the pool has now, without the caller. */

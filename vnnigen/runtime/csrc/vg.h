@@ -29,6 +29,12 @@ void vg_pool_leave(void);
 /* Run `r` on the caller (which brings its own scratch) and up to nthreads - 1 threads of the pool. */
 void vg_pool_run(const vg_region *r, void *scratch, int nthreads);
 
+/* Parts of a call, see call.c: a caller holds `scratch` of vg_kernel_scratch() bytes, the native MXCSR and, for more
+ * than one thread, the pool. */
+int vg_kernel_well_formed(const vg_kernel *k, int64_t n_dyn);
+int64_t vg_kernel_scratch(const vg_kernel *k);
+void vg_run_launches(const vg_kernel *k, const int64_t *args, void *scratch, int nthreads);
+
 /* Tiles of the calling thread, see tiles.c. Load a configuration (64 bytes), if it is another than the present. */
 void vg_tiles_load(const void *config);
 void vg_tiles_release(void);
