@@ -25,6 +25,10 @@ from vnnigen.kernels.mac import TierCode
 Reg = Any
 
 
+#: Bytes that stay in the L1 cache for sure.
+L1_BYTES = 32 << 10
+
+
 @dataclass(frozen=True)
 class Block:
     """Channels of a tile: vectors, and live elements of the last one."""
@@ -64,9 +68,19 @@ class Body:
         self.unit = tier.vector_bytes if self.bytes_in else tier.lanes
         self.mask: Reg | None = None
         self.most = self.room()
-        # Where outputs have no neighbours, more channels keep as many loads in flight.
-        most = min(8 if p.ow == 1 else 4, p.c // self.unit, self.most)
+        most = min(self._widest(), p.c // self.unit, self.most)
         self.vectors = max((v for v in range(1, most + 1) if self.fits(v, min(2, p.ow))), default=1)
+
+    def _widest(self) -> int:
+        """Vectors of a block: many where outputs have no neighbours, to keep as many loads in flight.
+
+        Few where windows share most of their columns, and so their rows: a block's are to stay in the L1 cache.
+        """
+        p = self.p
+        if p.ow == 1:
+            return 16
+        rows = 4 * self.unit * (p.kernel[0] * p.w * SIZE[p.src] + p.ow * SIZE[self.spec.out])
+        return 2 if p.by_columns and rows > L1_BYTES else 4
 
     @property
     def block(self) -> int:
