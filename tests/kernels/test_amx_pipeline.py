@@ -232,3 +232,11 @@ def test_bf16_has_the_same_bits_whatever_the_blocking() -> None:
             one = replace(low, keys=(key,), codes=(generate(key),))
             results.add(emulate(one, x, np.float32 if case.out == "f32" else x.dtype).y.tobytes())
         assert len(results) == 1
+
+
+def test_rows_that_alias_go_through_scratch() -> None:
+    """Rows 4096 bytes apart share one set of the L1 cache."""
+    case = Case((33, 4096), (128, 4096), out="s32")
+    key = candidates(case)[0]
+    assert key.blocking.copy
+    run(case, [key])
