@@ -113,7 +113,10 @@ class Node:
 
 @dataclass
 class Graph:
-    """A network. `nodes` are in an order of execution; `types` holds every value whose type is known."""
+    """A network. `nodes` are in an order of execution; `types` holds every value whose type is known.
+
+    `notes` are remarks of the importer for the user, shown by explain().
+    """
 
     name: str
     inputs: dict[str, TensorType]
@@ -122,6 +125,7 @@ class Graph:
     constants: dict[str, Constant]
     types: dict[str, TensorType] = field(default_factory=dict)
     quant: dict[str, ValueQuant] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     # Looking.
 
@@ -203,7 +207,7 @@ class Graph:
         """A copy whose containers may be changed; nodes and arrays are shared, nobody changes those."""
         return Graph(
             self.name, dict(self.inputs), self.outputs, list(self.nodes), dict(self.constants), dict(self.types),
-            dict(self.quant),
+            dict(self.quant), list(self.notes),
         )  # fmt: skip
 
     def check(self) -> None:
