@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vnnigen.errors import ModelError
-from vnnigen.graph.importer_builder import Builder, refused, without_last_empty
+from vnnigen.graph.attributes import node_error
+from vnnigen.graph.dtypes import ONNX_TYPES
+from vnnigen.graph.importer_builder import Builder, without_last_empty
 from vnnigen.graph.importer_contrib import CONTRIB_OPERATORS
 from vnnigen.graph.importer_ops import NOT_SUPPORTED, ONNX_OPERATORS, SIDE_OUTPUTS
-from vnnigen.graph.importer_values import ELEMENTS, FLOATS, read_attribute, read_tensor, read_type
+from vnnigen.graph.importer_values import FLOATS, read_attribute, read_tensor, read_type
 from vnnigen.graph.ir import Array, Graph, Node, TensorType, sort_nodes
 from vnnigen.graph.loader import DEFAULT_LIMITS, Limits, load_onnx, opsets, require_onnx
 
@@ -28,11 +30,12 @@ if TYPE_CHECKING:
 
 #: Operators that may read infinite constants: bounds and masks.
 _TAKE_INFINITY = """
-    Add And Clip Concat Equal Expand Gather Greater GreaterOrEqual Identity IsInf Less LessOrEqual Max Min Pad Reshape
-    ScatterElements ScatterND Slice Split Squeeze Tile Transpose Trilu Unsqueeze Where
+    Add And Cast CastLike Clip Concat Equal Expand Gather Greater GreaterOrEqual Identity IsInf Less LessOrEqual Max Min
+    Pad Reshape ScatterElements ScatterND Slice Split Squeeze Tile Transpose Trilu Unsqueeze Where
 """
 TAKE_INFINITY = frozenset(_TAKE_INFINITY.split())
-#: Schemas to use for older models, too: runtimes took Resize without a region before it was optional, in 13, and ONNX Runtime's optimizer writes LayerNormalization into models of before 17.
+#: Schemas to hold older models against, too: runtimes took Resize without a region before it was optional, in 13, and
+#: ONNX Runtime's optimizer writes LayerNormalization into models of before 17.
 CHECKED_AS = {"Resize": 13, "LayerNormalization": 17}
 #: Operators whose second input are weights, of which there must be some.
 WEIGHTED = frozenset(("Conv", "ConvTranspose", "ConvInteger", "Gemm", "MatMul", "MatMulInteger"))
@@ -114,7 +117,7 @@ class _Importer:
         return outputs
 
     def _note(self, info: ValueInfoProto, what: str) -> None:
-        kind = ELEMENTS.get(info.type.tensor_type.elem_type, "f32")
+        kind = ONNX_TYPES.get(info.type.tensor_type.elem_type, "f32")
         if kind in FLOATS and kind != "f32":
             self.build.notes.append(f"{what} {info.name!r} is {kind} in the model, f32 here")
 
@@ -125,12 +128,12 @@ class _Importer:
             raw.name or f"{raw.op_type}_{index}", raw.op_type, tuple(raw.input), tuple(raw.output), domain=domain
         )
         if not any(node.outputs):
-            raise refused(node, "has no outputs")
+            raise node_error(node, "has no outputs")
         _table(node)
         attrs = {}
         for attribute in raw.attribute:
             if attribute.name in attrs:
-                raise refused(node, f"has two attributes named {attribute.name!r}")
+                raise node_error(node, f"has two attributes named {attribute.name!r}")
             attrs[attribute.name] = read_attribute(attribute, f"attribute {attribute.name!r} of node {node.name!r}")
         return replace(node, attrs=attrs)
 
@@ -154,7 +157,7 @@ class _Importer:
         try:
             self.onnx.checker.check_node(raw, context)
         except self.onnx.checker.ValidationError as error:
-            raise refused(node, str(error).strip().split("\n")[0]) from None
+            raise node_error(node, str(error).strip().split("\n")[0]) from None
 
 
 def _table(node: Node) -> Mapping[str, Any]:
@@ -163,21 +166,21 @@ def _table(node: Node) -> Mapping[str, Any]:
     if node.op in table or (node.op == "Constant" and not node.domain):
         return table
     if not table:
-        raise refused(node, f"the domain {node.domain!r} is not known")
+        raise node_error(node, f"the domain {node.domain!r} is not known")
     why = NOT_SUPPORTED.get(node.op, "this operator is not supported") if not node.domain else "is not supported"
-    raise refused(node, why)
+    raise node_error(node, why)
 
 
 def _only_output(node: Node) -> str:
     if len(node.outputs) != 1 or node.inputs:
-        raise refused(node, "must have one output and no inputs")
+        raise node_error(node, "must have one output and no inputs")
     return node.outputs[0]
 
 
 def _constant(node: Node, raw: NodeProto) -> Array:
     """The value of a Constant node, in whichever of its attributes it stands."""
     if len(node.attrs) != 1:
-        raise refused(node, f"needs one value, has {len(node.attrs)}")
+        raise node_error(node, f"needs one value, has {len(node.attrs)}")
     ((key, value),) = node.attrs.items()
     types = {
         "value": None,
@@ -187,13 +190,13 @@ def _constant(node: Node, raw: NodeProto) -> Array:
         "value_floats": np.float32,
     }
     if key not in types or isinstance(value, str) or (key == "value") != isinstance(value, np.ndarray):
-        raise refused(node, f"a constant given as {key!r} is not supported")
+        raise node_error(node, f"a constant given as {key!r} is not supported")
     try:
         array = np.asarray(value, types[key])
     except (TypeError, ValueError):
-        raise refused(node, f"attribute {key!r} is of another type than its name says") from None
+        raise node_error(node, f"attribute {key!r} is of another type than its name says") from None
     if array.dtype == np.float32 and np.isnan(array).any():
-        raise refused(node, "contains NaN")
+        raise node_error(node, "contains NaN")
     array.flags.writeable = False
     return array
 
@@ -204,8 +207,8 @@ def _check_constants(nodes: list[Node], constants: Mapping[str, Array]) -> None:
     for node in nodes:
         for name in node.inputs:
             if name in infinite and node.op not in TAKE_INFINITY:
-                raise refused(node, f"constant {name!r} contains infinity")
+                raise node_error(node, f"constant {name!r} contains infinity")
         if node.op in WEIGHTED:
             for name in node.inputs[:2]:
                 if name in constants and constants[name].size == 0:
-                    raise refused(node, f"constant {name!r} is empty")
+                    raise node_error(node, f"constant {name!r} is empty")

@@ -9,13 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vnnigen.errors import ModelError
+from vnnigen.graph.attributes import node_error
 from vnnigen.graph.ir import Array, Attr, Node, candidates
-
-
-def refused(node: Node, why: str) -> ModelError:
-    """An error that names the node."""
-    operator = f"{node.domain}.{node.op}" if node.domain else node.op
-    return ModelError(f"node {node.name!r} ({operator}): {why}")
 
 
 class Builder:
@@ -85,7 +80,7 @@ class Builder:
         """Input `index` of a node, which must be constant. ModelError otherwise."""
         array = self.constants.get(optional(node, index))
         if array is None:
-            raise refused(node, f"its {what} must be constant")
+            raise node_error(node, f"its {what} must be constant")
         return array
 
 
@@ -104,40 +99,16 @@ def without_last_empty(names: Sequence[str]) -> tuple[str, ...]:
 def required(node: Node, least: int, most: int | None = None) -> None:
     """ModelError unless the node has the first `least` inputs, and no more than `most` in all."""
     if len(node.inputs) < least or not all(node.inputs[:least]):
-        raise refused(node, f"has {len(without_last_empty(node.inputs))} inputs, needs {least}")
+        raise node_error(node, f"has {len(without_last_empty(node.inputs))} inputs, needs {least}")
     if most is not None and len(without_last_empty(node.inputs)) > most:
-        raise refused(node, f"has {len(node.inputs)} inputs, takes {most}")
+        raise node_error(node, f"has {len(node.inputs)} inputs, takes {most}")
     if not node.outputs or not node.outputs[0]:
-        raise refused(node, "has no output")
+        raise node_error(node, "has no output")
 
 
 def optional(node: Node, index: int) -> str:
     """The name of an input, "" if it is left out."""
     return node.inputs[index] if index < len(node.inputs) else ""
-
-
-def integer(node: Node, key: str, default: int) -> int:
-    """An integer attribute."""
-    value = node.attrs.get(key, default)
-    if not isinstance(value, int):
-        raise refused(node, f"attribute {key!r} is no integer")
-    return value
-
-
-def number(node: Node, key: str, default: float) -> float:
-    """A float attribute."""
-    value = node.attrs.get(key, default)
-    if not isinstance(value, float):
-        raise refused(node, f"attribute {key!r} is no number")
-    return value
-
-
-def text(node: Node, key: str, default: str) -> str:
-    """A string attribute."""
-    value = node.attrs.get(key, default)
-    if not isinstance(value, str):
-        raise refused(node, f"attribute {key!r} is no text")
-    return value
 
 
 def without(node: Node, *keys: str) -> dict[str, Attr]:

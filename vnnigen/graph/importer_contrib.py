@@ -11,17 +11,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from vnnigen.graph.importer_builder import (
-    Builder,
-    Normaliser,
-    integer,
-    number,
-    optional,
-    refused,
-    required,
-    text,
-    without,
-)
+from vnnigen.graph.attributes import float_attr, int_attr, node_error, str_attr
+from vnnigen.graph.importer_builder import Builder, Normaliser, optional, required, without
 from vnnigen.graph.importer_quant import QUANTIZED_CONTRIB
 from vnnigen.graph.ir import Attr, Node
 
@@ -45,9 +36,9 @@ _ACTIVATIONS: Mapping[str, tuple[str, ...]] = {
 
 def activated(b: Builder, node: Node, x: str, params: tuple[float, ...]) -> None:
     """The output of `node`: its attribute `activation` applied to `x`."""
-    op = text(node, "activation", "")
+    op = str_attr(node, "activation", "")
     if op not in _ACTIVATIONS or (params and len(params) != len(_ACTIVATIONS[op])):
-        raise refused(node, f"its activation {op!r} with parameters {params} is not supported")
+        raise node_error(node, f"its activation {op!r} with parameters {params} is not supported")
     if op == "Clip":
         bounds = [b.constant(np.float32(p), f"{node.name}_bound") for p in params]
         b.emit(node, op, [x, *bounds], output=node.output)
@@ -59,10 +50,10 @@ def floats(node: Node, key: str) -> tuple[float, ...]:
     """An attribute that is a list of numbers."""
     value = node.attrs.get(key, ())
     if not isinstance(value, tuple):
-        raise refused(node, f"attribute {key!r} is no list of numbers")
+        raise node_error(node, f"attribute {key!r} is no list of numbers")
     numbers = tuple(v for v in value if isinstance(v, float))
     if len(numbers) != len(value):
-        raise refused(node, f"attribute {key!r} is no list of numbers")
+        raise node_error(node, f"attribute {key!r} is no list of numbers")
     return numbers
 
 
@@ -80,16 +71,16 @@ def fused_gemm(b: Builder, node: Node) -> None:
     required(node, 2, 3)
     keys = ("activation", "activation_alpha", "activation_beta", "activation_gamma")
     y = b.emit(node, "Gemm", node.inputs, without(node, *keys))
-    given = tuple(number(node, key, 0.0) for key in keys[1:] if key in node.attrs)
-    activated(b, node, y, given[: len(_ACTIVATIONS.get(text(node, "activation", ""), ()))])
+    given = tuple(float_attr(node, key, 0.0) for key in keys[1:] if key in node.attrs)
+    activated(b, node, y, given[: len(_ACTIVATIONS.get(str_attr(node, "activation", ""), ()))])
 
 
 def fused_matmul(b: Builder, node: Node) -> None:
     """A, B, either with its last two dimensions exchanged, times alpha."""
     required(node, 2, 2)
-    if integer(node, "transBatchA", 0) or integer(node, "transBatchB", 0):
-        raise refused(node, "transBatchA and transBatchB are not supported")
-    flips, alpha = (integer(node, "transA", 0), integer(node, "transB", 0)), number(node, "alpha", 1.0)
+    if int_attr(node, "transBatchA", 0) or int_attr(node, "transBatchB", 0):
+        raise node_error(node, "transBatchA and transBatchB are not supported")
+    flips, alpha = (int_attr(node, "transA", 0), int_attr(node, "transB", 0)), float_attr(node, "alpha", 1.0)
     # The rank is not known here, so Einsum says it; constants are transposed at once.
     left, right = node.inputs
     if flips[1] and right in b.constants and b.constants[right].ndim >= 2:
@@ -118,7 +109,7 @@ def gelu(approximate: str) -> Normaliser:
 def quick_gelu(b: Builder, node: Node) -> None:
     """Gate by a sigmoid: x * sigmoid(alpha * x)."""
     required(node, 1, 1)
-    alpha = b.constant(np.float32(number(node, "alpha", 1.702)), f"{node.name}_alpha")
+    alpha = b.constant(np.float32(float_attr(node, "alpha", 1.702)), f"{node.name}_alpha")
     gate = b.emit(node, "Sigmoid", [b.emit(node, "Mul", [node.inputs[0], alpha])])
     b.emit(node, "Mul", [node.inputs[0], gate], output=node.output)
 
@@ -127,13 +118,13 @@ def skip_layer_normalization(b: Builder, node: Node) -> None:
     """input, skip, gamma, [beta], [bias]: LayerNormalization(input + skip + bias); output 3 is that sum."""
     required(node, 3, 5)
     if any(name in b.read for name in node.outputs[1:3] if name):
-        raise refused(node, "its mean and deviation are read, which is not supported")
+        raise node_error(node, "its mean and deviation are read, which is not supported")
     wanted = node.outputs[3] if len(node.outputs) > 3 and node.outputs[3] else None
     bias = optional(node, 4)
     total = b.emit(node, "Add", node.inputs[:2], output=None if bias else wanted)
     if bias:
         total = b.emit(node, "Add", [total, bias], output=wanted)
-    attrs: dict[str, Attr | None] = {"axis": -1, "epsilon": number(node, "epsilon", 1e-12)}
+    attrs: dict[str, Attr | None] = {"axis": -1, "epsilon": float_attr(node, "epsilon", 1e-12)}
     b.emit(node, "LayerNormalization", [total, node.inputs[2], optional(node, 3)], attrs, output=node.outputs[0])
 
 

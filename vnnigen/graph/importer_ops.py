@@ -13,7 +13,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from vnnigen.graph.importer_builder import Builder, Normaliser, integer, optional, refused, text, without
+from vnnigen.graph.attributes import int_attr, node_error, str_attr
+from vnnigen.graph.importer_builder import Builder, Normaliser, optional, without
 from vnnigen.graph.importer_quant import QUANTIZED_OPERATORS
 from vnnigen.graph.importer_values import computed_number
 from vnnigen.graph.ir import Node
@@ -21,15 +22,15 @@ from vnnigen.graph.ir import Node
 # Text, sequences, sub-graphs, random numbers, training, signal processing are not among them.
 _UNCHANGED = """
     Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh Attention AveragePool BitShift BitwiseAnd BitwiseNot
-    BitwiseOr BitwiseXor CastLike Ceil Celu CenterCropPad Clip Col2Im Compress Concat ConstantOfShape Conv ConvInteger
-    ConvTranspose Cos Cosh CumSum DeformConv DepthToSpace Det Div DynamicQuantizeLinear Einsum Elu Equal Erf Exp Expand
-    Flatten Floor GRU Gather GatherElements GatherND Gelu Gemm GlobalAveragePool GlobalLpPool GlobalMaxPool Greater
-    GreaterOrEqual HardSigmoid HardSwish Identity InstanceNormalization IsInf IsNaN LRN LSTM LayerNormalization
-    LeakyRelu Less LessOrEqual Log LpNormalization LpPool MatMul MatMulInteger Max MaxPool MaxRoiPool MaxUnpool Mean
-    MeanVarianceNormalization Min Mish Mod Mul Neg NonMaxSuppression NonZero Not OneHot Or PRelu Pad Pow
-    RMSNormalization RNN Range Reciprocal Relu Reshape ReverseSequence RotaryEmbedding Round STFT ScatterElements
-    ScatterND Selu Shape Shrink Sigmoid Sign Sin Sinh Size Slice Softplus Softsign SpaceToDepth Sqrt Sub Sum SwiGLU Swish Tan
-    Tanh TensorScatter ThresholdedRelu Tile TopK Transpose Trilu Unique Where Xor
+    BitwiseOr BitwiseXor Ceil Celu CenterCropPad Clip Col2Im Compress Concat ConstantOfShape Conv
+    ConvInteger ConvTranspose Cos Cosh CumSum DeformConv DepthToSpace Det Div DynamicQuantizeLinear Einsum Elu Equal
+    Erf Exp Expand Flatten Floor GRU Gather GatherElements GatherND Gelu Gemm GlobalAveragePool GlobalLpPool
+    GlobalMaxPool Greater GreaterOrEqual HardSigmoid HardSwish Identity InstanceNormalization IsInf IsNaN LRN LSTM
+    LayerNormalization LeakyRelu Less LessOrEqual Log LpNormalization LpPool MatMul MatMulInteger Max MaxPool
+    MaxRoiPool MaxUnpool Mean MeanVarianceNormalization Min Mish Mod Mul Neg NonMaxSuppression NonZero Not OneHot Or
+    PRelu Pad Pow RMSNormalization RNN Range Reciprocal Relu Reshape ReverseSequence RotaryEmbedding Round STFT
+    ScatterElements ScatterND Selu Shape Shrink Sigmoid Sign Sin Sinh Size Slice Softplus Softsign SpaceToDepth Sqrt
+    Sub Sum SwiGLU Swish Tan Tanh TensorScatter ThresholdedRelu Tile TopK Transpose Trilu Unique Where Xor
 """
 #: Why some are not: said when a model has one.
 NOT_SUPPORTED: Mapping[str, str] = {
@@ -59,7 +60,7 @@ def attribute_to_input(key: str, since: int, index: int = 1) -> Normaliser:
 def split(b: Builder, node: Node) -> None:
     """Equal parts have been said by `num_outputs` since 18; before by nothing."""
     if b.version >= 18 and "num_outputs" in node.attrs and node.attrs["num_outputs"] != len(node.outputs):
-        raise refused(node, f"has {len(node.outputs)} outputs, but num_outputs is {node.attrs['num_outputs']}")
+        raise node_error(node, f"has {len(node.outputs)} outputs, but num_outputs is {node.attrs['num_outputs']}")
     if optional(node, 1) or "split" in node.attrs:
         attribute_to_input("split", 13)(b, node)
     else:
@@ -68,7 +69,7 @@ def split(b: Builder, node: Node) -> None:
 
 def softmax(b: Builder, node: Node) -> None:
     """Before 13 everything from `axis` (default 1) on was one row; since, `axis` (default -1) alone is."""
-    axis = integer(node, "axis", -1 if b.version >= 13 else 1)
+    axis = int_attr(node, "axis", -1 if b.version >= 13 else 1)
     if b.version >= 13 or axis == -1:
         b.add(replace(node, attrs={**node.attrs, "axis": axis}))
         return
@@ -80,10 +81,10 @@ def softmax(b: Builder, node: Node) -> None:
 
 def batch_normalization(b: Builder, node: Node) -> None:
     """Inference only: one output."""
-    if integer(node, "training_mode", 0):
-        raise refused(node, "normalises with the batch's own statistics (training_mode), which is not supported")
+    if int_attr(node, "training_mode", 0):
+        raise node_error(node, "normalises with the batch's own statistics (training_mode), which is not supported")
     if "spatial" in node.attrs and not node.attrs["spatial"]:
-        raise refused(node, "normalises each pixel alone (spatial = 0), which is not supported")
+        raise node_error(node, "normalises each pixel alone (spatial = 0), which is not supported")
     kept = {key: value for key, value in node.attrs.items() if key == "epsilon"}
     b.add(replace(node, outputs=node.outputs[:1], attrs=kept))
 
@@ -91,7 +92,7 @@ def batch_normalization(b: Builder, node: Node) -> None:
 def dropout(b: Builder, node: Node) -> None:
     """Inference: the identity, with a mask that says so if anyone reads it."""
     if optional(node, 2) and b.small(node, 2, "training_mode").any():
-        raise refused(node, "drops values (training_mode), which is not supported")
+        raise node_error(node, "drops values (training_mode), which is not supported")
     b.emit(node, "Identity", node.inputs[:1], output=node.outputs[0])
     if len(node.outputs) > 1 and node.outputs[1] in b.read:
         true = b.constant(np.array([True]), f"{node.name}_kept")
@@ -100,8 +101,8 @@ def dropout(b: Builder, node: Node) -> None:
 
 def resize(b: Builder, node: Node) -> None:
     """Region, scales and sizes that are empty are left out."""
-    if text(node, "coordinate_transformation_mode", "") == "tf_half_pixel_for_nn":
-        raise refused(node, "coordinate_transformation_mode tf_half_pixel_for_nn is not supported")
+    if str_attr(node, "coordinate_transformation_mode", "") == "tf_half_pixel_for_nn":
+        raise node_error(node, "coordinate_transformation_mode tf_half_pixel_for_nn is not supported")
     empty = {n for n in node.inputs[1:] if n in b.constants and b.constants[n].size == 0}
     b.add(replace(node, inputs=tuple("" if n in empty else n for n in node.inputs)))
 
@@ -110,17 +111,24 @@ def cast(key: str) -> Normaliser:
     """A type among the attributes: all floats are f32 here."""
 
     def normalise(b: Builder, node: Node) -> None:
-        kind = integer(node, key, 0)
+        kind = int_attr(node, key, 0)
         made = computed_number(kind, f"node {node.name!r} ({node.op}): attribute {key!r}") if kind else 0
-        b.add(replace(node, attrs={**without(node, key), **({key: made} if made else {})}))
+        # What these two say is about types of 8 bits only.
+        kept = without(node, key, "saturate", "round_mode")
+        b.add(replace(node, attrs={**kept, **({key: made} if made else {})}))
 
     return normalise
+
+
+def cast_like(b: Builder, node: Node) -> None:
+    """Its type is that of a value, so it needs no change but for attributes about types of 8 bits."""
+    b.add(replace(node, attrs={}))
 
 
 def grid_sample(b: Builder, node: Node) -> None:
     """Modes got new names in 20."""
     names = {"bilinear": "linear", "bicubic": "cubic"}
-    mode = text(node, "mode", "linear")
+    mode = str_attr(node, "mode", "linear")
     b.add(replace(node, attrs={**node.attrs, "mode": names.get(mode, mode)}))
 
 
@@ -133,7 +141,7 @@ def roi_align(b: Builder, node: Node) -> None:
 def group_normalization(b: Builder, node: Node) -> None:
     """Before 21, scale and bias belonged to groups, which does not say how many channels there are."""
     if b.version < 21:
-        raise refused(
+        raise node_error(
             node, "GroupNormalization of opsets 18 to 20 is deprecated by ONNX; export with opset 21 or newer"
         )
     b.add(node)
@@ -155,6 +163,7 @@ ONNX_OPERATORS: Mapping[str, Normaliser | None] = {
     "Dropout": dropout,
     "Resize": resize,
     "Cast": cast("to"),
+    "CastLike": cast_like,
     "EyeLike": cast("dtype"),
     "QuantizeLinear": cast("output_dtype"),
     "DequantizeLinear": cast("output_dtype"),

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from vnnigen.graph.importer_builder import Builder, Normaliser, integer, number, optional, refused, required, without
+from vnnigen.graph.attributes import float_attr, int_attr, node_error
+from vnnigen.graph.importer_builder import Builder, Normaliser, optional, required, without
 from vnnigen.graph.ir import Attr, Node
 
 
@@ -41,15 +42,15 @@ def product(b: Builder, node: Node, first: str, second: str) -> str:
     if a is None or c is None:
         return b.emit(node, "Mul", [first, second])
     if a.dtype != np.float32 or c.dtype != np.float32 or (a.size != 1 and c.size != 1):
-        raise refused(node, "has scales that do not fit each other")
+        raise node_error(node, "has scales that do not fit each other")
     return b.constant(np.multiply(a, c, dtype=np.float32).reshape(-1), f"{node.name}_bias_scale")
 
 
 def qlinear_conv(b: Builder, node: Node) -> None:
     """x, x_scale, x_zp, w, w_scale, w_zp, y_scale, y_zp, [bias]."""
     required(node, 8, 9)
-    if integer(node, "channels_last", 0):
-        raise refused(node, "channels_last is not supported")
+    if int_attr(node, "channels_last", 0):
+        raise node_error(node, "channels_last is not supported")
     x, x_scale, x_zp, w, w_scale, w_zp, y_scale, y_zp = node.inputs[:8]
     inputs = [dequantized(b, node, (x, x_scale, x_zp)), dequantized(b, node, (w, w_scale, w_zp), axis=0)]
     if bias := optional(node, 8):
@@ -69,7 +70,7 @@ def qlinear_matmul(b: Builder, node: Node) -> None:
 def qgemm(b: Builder, node: Node) -> None:
     """a, a_scale, a_zp, b, b_scale, b_zp, [c in s32], [y_scale], [y_zp]; without y_scale the result is f32."""
     required(node, 6, 9)
-    transposed, alpha = integer(node, "transB", 0), number(node, "alpha", 1.0)
+    transposed, alpha = int_attr(node, "transB", 0), float_attr(node, "alpha", 1.0)
     inputs = [
         dequantized(b, node, node.inputs[:3]),
         dequantized(b, node, node.inputs[3:6], axis=0 if transposed else 1),
@@ -77,7 +78,7 @@ def qgemm(b: Builder, node: Node) -> None:
     if bias := optional(node, 6):  # its scale is alpha * a_scale * b_scale
         inputs.append(dequantized(b, node, (bias, product(b, node, node.inputs[1], node.inputs[4]), ""), axis=-1))
     attrs: dict[str, Attr | None] = {
-        "alpha": alpha, "beta": alpha, "transA": integer(node, "transA", 0), "transB": transposed,
+        "alpha": alpha, "beta": alpha, "transA": int_attr(node, "transA", 0), "transB": transposed,
     }  # fmt: skip
     if optional(node, 7):
         quantize(b, node, b.emit(node, "Gemm", inputs, attrs), node.inputs[7], optional(node, 8))
@@ -101,10 +102,10 @@ def qlinear_unary(op: str) -> Normaliser:
 
     def normalise(b: Builder, node: Node) -> None:
         required(node, 4, 5)
-        if integer(node, "channels_last", 0):
-            raise refused(node, "channels_last is not supported")
-        if op == "Softmax" and integer(node, "opset", 13) < 13:
-            raise refused(node, "Softmax as before opset 13 is not supported")
+        if int_attr(node, "channels_last", 0):
+            raise node_error(node, "channels_last is not supported")
+        if op == "Softmax" and int_attr(node, "opset", 13) < 13:
+            raise node_error(node, "Softmax as before opset 13 is not supported")
         x = dequantized(b, node, node.inputs[:3])
         y = b.emit(node, op, [x], without(node, "channels_last", "opset"))
         quantize(b, node, y, node.inputs[3], optional(node, 4))
@@ -116,9 +117,9 @@ def qlinear_concat(b: Builder, node: Node) -> None:
     """y_scale, y_zp, then x, x_scale, x_zp of each input."""
     required(node, 5)
     if len(node.inputs) % 3 != 2:
-        raise refused(node, f"has {len(node.inputs)} inputs, needs 2 + 3 for each that is concatenated")
+        raise node_error(node, f"has {len(node.inputs)} inputs, needs 2 + 3 for each that is concatenated")
     parts = [dequantized(b, node, node.inputs[i : i + 3]) for i in range(2, len(node.inputs), 3)]
-    joined = b.emit(node, "Concat", parts, {"axis": integer(node, "axis", 0)})
+    joined = b.emit(node, "Concat", parts, {"axis": int_attr(node, "axis", 0)})
     quantize(b, node, joined, *node.inputs[:2])
 
 

@@ -10,29 +10,18 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 from vnnigen.errors import ModelError
+from vnnigen.graph.dtypes import NUMPY_DTYPES, ONNX_TYPES
 from vnnigen.graph.ir import Array, Attr, Dim, ElemType, TensorType
 
 if TYPE_CHECKING:
     from onnx import AttributeProto, TensorProto, ValueInfoProto
 
-#: TensorProto.DataType of the element types that graphs may hold; strings, complex numbers, 8-bit floats and
-#: integers of less than a byte are not among them.
-ELEMENTS: Mapping[int, ElemType] = {
-    1: "f32", 2: "u8", 3: "s8", 4: "u16", 5: "s16", 6: "s32", 7: "s64", 9: "bool", 10: "f16", 11: "f64", 12: "u32",
-    13: "u64", 16: "bf16",
-}  # fmt: skip
 #: All floating-point types are computed as f32.
 FLOATS = ("f32", "f16", "f64", "bf16")
-NUMPY_TYPES: Mapping[ElemType, npt.DTypeLike] = {
-    "f32": np.float32, "u8": np.uint8, "s8": np.int8, "u16": np.uint16, "s16": np.int16, "s32": np.int32,
-    "s64": np.int64, "bool": np.bool_, "f16": np.float16, "f64": np.float64, "u32": np.uint32, "u64": np.uint64,
-    "bf16": ml_dtypes.bfloat16,
-}  # fmt: skip
 #: onnx.proto: which field holds the elements of each type if raw_data does not.
 TYPED_FIELDS: Mapping[ElemType, str] = {
     "f32": "float_data", "f64": "double_data", "s64": "int64_data", "u32": "uint64_data", "u64": "uint64_data",
@@ -44,10 +33,10 @@ MAX_DIM = 2**31 - 1
 
 def element_type(number: int, what: str) -> ElemType:
     """The element type with a number of TensorProto.DataType. ModelError, beginning with `what`, if not supported."""
-    if number not in ELEMENTS:
-        known = ", ".join(ELEMENTS.values())
+    if number not in ONNX_TYPES:
+        known = ", ".join(ONNX_TYPES.values())
         raise ModelError(f"{what} has element type {number} of ONNX, which is not supported; supported are {known}")
-    return ELEMENTS[number]
+    return ONNX_TYPES[number]
 
 
 def computed_type(kind: ElemType) -> ElemType:
@@ -73,7 +62,7 @@ def tensor_bytes(tensor: TensorProto, what: str) -> int:
     """Bytes of the elements, by shape and type, as raw_data would hold them. ModelError if either is not possible."""
     shape = checked_shape(tuple(tensor.dims), what)
     kind = element_type(tensor.data_type, what)
-    return math.prod(shape) * np.dtype(NUMPY_TYPES[kind]).itemsize
+    return math.prod(shape) * NUMPY_DTYPES[kind].itemsize
 
 
 def read_tensor(tensor: TensorProto, what: str) -> Array:
@@ -103,7 +92,7 @@ def _raw(tensor: TensorProto, kind: ElemType, what: str) -> Array:
         raise ModelError(
             f"{what} has {len(raw)} bytes of data, but {expected} by its shape {list(tensor.dims)} ({kind})"
         )
-    flat: Array = np.frombuffer(raw, np.uint8 if kind == "bool" else NUMPY_TYPES[kind])
+    flat: Array = np.frombuffer(raw, np.uint8 if kind == "bool" else NUMPY_DTYPES[kind])
     if kind == "bool":  # any byte but 0 and 1 is no bool of NumPy's
         flat = flat != 0
     return flat.reshape(tuple(tensor.dims))
@@ -115,11 +104,11 @@ def _typed(tensor: TensorProto, kind: ElemType, what: str) -> Array:
     if len(items) != math.prod(shape):
         raise ModelError(f"{what} has {len(items)} elements, but {math.prod(shape)} by its shape {list(shape)}")
     if kind in ("f16", "bf16"):  # bit patterns, by onnx.proto
-        bits: Array = _narrowed(np.array(items, np.int64), np.uint16, what).view(NUMPY_TYPES[kind])
+        bits: Array = _narrowed(np.array(items, np.int64), np.uint16, what).view(NUMPY_DTYPES[kind])
         return bits.reshape(shape)
     wide: npt.DTypeLike = {"f32": np.float32, "f64": np.float64, "u64": np.uint64, "u32": np.uint64}.get(kind, np.int64)
     array: Array = np.array(items, wide)
-    array = array != 0 if kind == "bool" else _narrowed(array, NUMPY_TYPES[kind], what)
+    array = array != 0 if kind == "bool" else _narrowed(array, NUMPY_DTYPES[kind], what)
     return array.reshape(shape)
 
 
@@ -134,7 +123,7 @@ def _narrowed(array: Array, dtype: npt.DTypeLike, what: str) -> Array:
 def read_type(info: ValueInfoProto, what: str) -> TensorType:
     """The declared type of a graph input: unknown lengths become names, floats f32.
 
-    Raises ModelError for what is no tensor, and for lengths that are negative, huge or zero.
+    Raises ModelError for what is no tensor, and for lengths that are negative (except -1), huge or zero.
     """
     if info.type.WhichOneof("value") != "tensor_type":
         raise ModelError(f"{what} is no tensor ({info.type.WhichOneof('value') or 'it has no type'})")
@@ -146,12 +135,13 @@ def read_type(info: ValueInfoProto, what: str) -> TensorType:
         raise ModelError(f"{what} has {len(tensor.shape.dim)} dimensions, more than {MAX_RANK}")
     dims: list[Dim] = []
     for axis, dim in enumerate(tensor.shape.dim):
-        if dim.HasField("dim_value"):
+        # Exporters write -1 or "?", too, where they know no length.
+        if dim.HasField("dim_value") and dim.dim_value != -1:
             if not 0 < dim.dim_value <= MAX_DIM:
                 raise ModelError(f"{what} has length {dim.dim_value} in dimension {axis}; 1 to {MAX_DIM} are possible")
             dims.append(dim.dim_value)
         else:
-            dims.append(dim.dim_param or f"{info.name}.{axis}")
+            dims.append(dim.dim_param if dim.dim_param not in ("", "?") else f"{info.name}.{axis}")
     return TensorType(kind, tuple(dims))
 
 

@@ -46,6 +46,7 @@ def require_onnx() -> Any:
         import onnx
         import onnx.checker
         import onnx.defs
+        import onnx.helper
         import onnx.version_converter
     except ImportError:
         raise MissingExtraError("onnx", "onnx") from None
@@ -133,6 +134,11 @@ def _converted(onnx: Any, model: ModelProto) -> ModelProto:
     except Exception as error:  # it raises what it likes: RuntimeError, IndexError, ValidationError, ...
         first = str(error).strip().split("\n")[0]
         raise ModelError(f"the model's opset is older than {OLDEST_OPSET}, and cannot be converted: {first}") from None
+    for node in converted.graph.node:  # the converter leaves out that Resize meant this before 11 (as of onnx 1.23)
+        if node.op_type == "Resize" and not any(a.name == "coordinate_transformation_mode" for a in node.attribute):
+            made = onnx.helper.make_attribute
+            node.attribute.append(made("coordinate_transformation_mode", "asymmetric"))
+            node.attribute.append(made("nearest_mode", "floor"))
     return converted
 
 
