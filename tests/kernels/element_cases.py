@@ -57,9 +57,12 @@ def assert_same(got: Array, want: Array, what: object) -> None:
 
 def emulate(
     op: ElementOperator, name: str, sources: Sequence[Array], out: Array | None = None, tensors: Sequence[Array] = (),
-    *, skew: int = 0, vbmi: bool = False, extras: frozenset[str] = frozenset(),
+    *, skew: int = 0, vbmi: bool = False, extras: frozenset[str] = frozenset(), writes: Sequence[int] = (),
 ) -> Array:  # fmt: skip
-    """Compute with the kernels of tier `name`; reads and writes outside operands are errors of the emulator."""
+    """Compute with the kernels of tier `name`; reads and writes outside operands are errors of the emulator.
+
+    `writes` are numbers of sources that kernels write too: they are written back.
+    """
     with pytest.MonkeyPatch.context() as m:
         m.setattr(Call, "of", classmethod(lambda cls, launches, s=(0,): cls(Recorded(launches), s)))
         m.setattr(op, "_tier", code_tier(tier(name).vector_bits))
@@ -69,7 +72,7 @@ def emulate(
     mem = Memory()
     first = np.full(plan.y_shape, 0x5A, plan.y_dtype) if out is None else out
     y = mem.map("out", first, writable=True, skew=skew * first.itemsize)
-    addresses = [mem.map(f"source {i}", x, skew=skew * x.itemsize) for i, x in enumerate(sources)]
+    addresses = [mem.map(f"source {i}", x, writable=i in writes, skew=skew * x.itemsize) for i, x in enumerate(sources)]
     others = [y if t is out else mem.map(f"tensor {i}", t) for i, t in enumerate(tensors)]
     for n, call in enumerate(plan.calls):
         args = np.zeros(ARG_SLOTS, np.int64)
@@ -87,4 +90,6 @@ def emulate(
                 scratch = mem.map(f"scratch {n}", np.full(key.scratch, 0xA5, np.uint8), writable=True)
             for index in reversed(range(key.steps)):
                 emulator.call(block, index, scratch)
+    for i in writes:
+        sources[i][...] = mem.array(f"source {i}")
     return mem.array("out")
