@@ -16,7 +16,9 @@ from tests.kernels.cases import TIERS, Case, assert_same_bits, expected, out_sha
 from tests.kernels.emulation import fine_grid
 from vnnigen.errors import ShapeError
 
-HERE = [pytest.param(t, marks=pytest.mark.skipif(t not in v.tiers(), reason=f"no {t} here")) for t in TIERS]
+HERE = [
+    pytest.param(t, marks=pytest.mark.skipif(t not in v.tiers(), reason=f"no {t} here")) for t in ("amx_int8", *TIERS)
+]
 RANDOM = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 
 
