@@ -20,7 +20,7 @@ from vnnigen.graph.evaluate_base import EVALUATORS, AnyArray, per_channel, wide
 from vnnigen.graph.ir import Array, Fused, Graph, Node
 
 if TYPE_CHECKING:
-    import onnx
+    from onnx import NodeProto
 
 #: Their result's last dimension is the channel; of all others it is the one after the batch.
 CHANNELS_LAST = frozenset({"Linear", "MatMul", "Gemm", "MatMulInteger", "LayerNormalization", "RMSNormalization"})
@@ -99,12 +99,12 @@ def _import_onnx() -> Any:
     return onnx
 
 
-def node_proto(node: Node) -> onnx.NodeProto:
+def node_proto(node: Node) -> NodeProto:
     """The node (without its fused steps) as the onnx package's, values named x0, x1, ... and y0, y1, ..."""
     onnx = _import_onnx()
     operands = {step.operand for step in node.fused} - {None}
     own = [name for i, name in enumerate(node.inputs) if i not in operands]
-    made: onnx.NodeProto = onnx.helper.make_node(
+    made: NodeProto = onnx.helper.make_node(
         node.op,
         [f"x{i}" if name else "" for i, name in enumerate(own)],
         [f"y{i}" if name else "" for i, name in enumerate(node.outputs)],

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-
-from vnnigen.graph.ir import Node
 
 #: An array of any element type: the operators take what ONNX lets them take.
 AnyArray = npt.NDArray[Any]
 #: Called as `evaluator(node, *inputs)`, inputs that are left out as None or not at all.
 Evaluator = Callable[..., "AnyArray | tuple[AnyArray, ...]"]
 
+_Function = TypeVar("_Function", bound=Evaluator)
+
 EVALUATORS: dict[str, Evaluator] = {}
 
 
-def evaluates(*ops: str) -> Callable[[Evaluator], Evaluator]:
+def evaluates(*ops: str) -> Callable[[_Function], _Function]:
     """Enter a function into the table under the names of the operators it computes."""
 
-    def enter(function: Evaluator) -> Evaluator:
+    def enter(function: _Function) -> _Function:
         for op in ops:
             assert op not in EVALUATORS, op
             EVALUATORS[op] = function

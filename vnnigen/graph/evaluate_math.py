@@ -101,10 +101,14 @@ def _activation(function: Callable[[Node, AnyArray], AnyArray], node: Node, x: A
     return function(node, wide(x)).astype(x.dtype)
 
 
+def _unary(function: Callable[[AnyArray], AnyArray], _: Node, x: AnyArray) -> AnyArray:
+    return function(wide(x)).astype(x.dtype)
+
+
 for _name, _function in _ACTIVATIONS.items():
     evaluates(_name)(partial(_activation, _function))
 for _name, _plain in _UNARY.items():
-    evaluates(_name)(partial(_activation, lambda node, x, f=_plain: f(x)))
+    evaluates(_name)(partial(_unary, _plain))
 
 evaluates("Not")(lambda node, x: np.logical_not(x))
 evaluates("BitwiseNot")(lambda node, x: np.bitwise_not(x))
@@ -193,7 +197,7 @@ def _log_sum_exp(x: AnyArray, axis: tuple[int, ...], keepdims: bool) -> AnyArray
 def _extreme(function: Callable[..., AnyArray], highest: bool, x: AnyArray, **how: object) -> AnyArray:
     """The maximum or minimum, also of nothing: the type's lowest or highest number."""
     if x.dtype == np.bool_:
-        return (np.any if highest else np.all)(x, **how)  # type: ignore[call-overload, no-any-return]
+        return (np.any if highest else np.all)(x, **how)  # type: ignore[call-overload]
     limit = -np.inf if highest else np.inf
     if x.dtype.kind in "iu":
         limit = np.iinfo(x.dtype).min if highest else np.iinfo(x.dtype).max

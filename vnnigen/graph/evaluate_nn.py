@@ -19,7 +19,14 @@ def _tap(padded: AnyArray, w: Windows, tap: tuple[int, ...], counts: tuple[int, 
     where = [
         slice(t * d, t * d + (n - 1) * s + 1, s) for t, d, s, n in zip(tap, w.dilations, w.strides, counts, strict=True)
     ]
-    return padded[(slice(None), slice(None), *where)]
+    index = (slice(None), slice(None), *where)
+    return padded[index]
+
+
+def _of_tap(weights: AnyArray, tap: tuple[int, ...]) -> AnyArray:
+    """The weights of one position of the kernel, its last dimensions."""
+    index = (slice(None),) * (weights.ndim - len(tap)) + tap
+    return weights[index]
 
 
 def _taps(kernel: tuple[int, ...]) -> product[tuple[int, ...]]:
@@ -43,7 +50,7 @@ def _convolve(node: Node, x: AnyArray, weights: AnyArray) -> AnyArray:
     total: AnyArray = np.zeros((batch, groups, outputs // groups, prod(counts)), x.dtype)
     for tap in _taps(w.kernel):
         pixels = _tap(padded, w, tap, counts).reshape(batch, groups, per_group, -1)
-        total += np.matmul(weights[(..., *tap)].reshape(groups, outputs // groups, per_group), pixels)
+        total += np.matmul(_of_tap(weights, tap).reshape(groups, outputs // groups, per_group), pixels)
     return total.reshape(batch, outputs, *counts)
 
 
@@ -78,13 +85,15 @@ def conv_transpose(node: Node, x: AnyArray, weights: AnyArray, bias: AnyArray | 
     y: AnyArray = np.zeros((batch, groups * per_group, *room), wide(x).dtype)
     pixels = wide(x).reshape(batch, groups, channels // groups, -1)
     for tap in _taps(kernel):
-        w = wide(weights)[(..., *tap)].reshape(groups, channels // groups, per_group).swapaxes(1, 2)
+        w = _of_tap(wide(weights), tap).reshape(groups, channels // groups, per_group).swapaxes(1, 2)
         part = np.matmul(w, pixels).reshape(batch, groups * per_group, *spatial)
         where = [slice(f + i * d, f + i * d + (n - 1) * s + 1, s) for f, i, d, s, n in
                  zip(shift, tap, t.dilations, t.strides, spatial, strict=True)]  # fmt: skip
-        y[(slice(None), slice(None), *where)] += part
+        at = (slice(None), slice(None), *where)
+        y[at] += part
     cut = [slice(f + b, f + b + o) for f, b, o in zip(shift, t.begin, sizes, strict=True)]
-    y = y[(slice(None), slice(None), *cut)]
+    rest = (slice(None), slice(None), *cut)
+    y = y[rest]
     return (y if bias is None else y + per_channel(wide(bias), x.ndim, 1)).astype(x.dtype)
 
 

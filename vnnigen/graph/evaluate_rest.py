@@ -222,7 +222,7 @@ def lstm(
 @evaluates("ScatterElements")
 def scatter_elements(node: Node, x: AnyArray, indices: AnyArray, updates: AnyArray) -> AnyArray:
     axis = axis_of(node, int_attr(node, "axis", 0), x.ndim)
-    where = list(np.indices(indices.shape))
+    where: list[AnyArray] = [*np.indices(indices.shape)]
     where[axis] = indices
     return _scatter(node, x, tuple(where), updates)
 
@@ -267,4 +267,5 @@ def non_zero(_: Node, x: AnyArray) -> AnyArray:
 @evaluates("EyeLike")
 def eye_like(node: Node, x: AnyArray) -> AnyArray:
     wanted = int_attr(node, "dtype", 0)
-    return np.eye(*x.shape, k=int_attr(node, "k", 0), dtype=numpy_dtype(onnx_type(wanted)) if wanted else x.dtype)
+    dtype = numpy_dtype(onnx_type(wanted)) if wanted else x.dtype
+    return np.eye(x.shape[0], x.shape[1], k=int_attr(node, "k", 0)).astype(dtype)

@@ -135,7 +135,7 @@ def gather(node: Node, x: AnyArray, indices: AnyArray) -> AnyArray:
 @evaluates("GatherElements")
 def gather_elements(node: Node, x: AnyArray, indices: AnyArray) -> AnyArray:
     axis = axis_of(node, int_attr(node, "axis", 0), x.ndim)
-    where = list(np.indices(indices.shape, sparse=True))
+    where: list[AnyArray] = [*np.indices(indices.shape, sparse=True)]
     where[axis] = indices
     return x[tuple(where)]
 
@@ -143,9 +143,10 @@ def gather_elements(node: Node, x: AnyArray, indices: AnyArray) -> AnyArray:
 @evaluates("GatherND")
 def gather_nd(node: Node, x: AnyArray, indices: AnyArray) -> AnyArray:
     batch = int_attr(node, "batch_dims", 0)
-    leading = np.indices(indices.shape[:batch], sparse=True)
+    leading: list[AnyArray] = [*np.indices(indices.shape[:batch], sparse=True)]
     padded = [i.reshape(i.shape + (1,) * (indices.ndim - 1 - batch)) for i in leading]
-    return x[(*padded, *np.moveaxis(indices, -1, 0))]
+    where = (*padded, *np.moveaxis(indices, -1, 0))
+    return x[where]
 
 
 @evaluates("Expand")
@@ -170,7 +171,7 @@ def constant_of_shape(node: Node, target: AnyArray) -> AnyArray:
 
 @evaluates("Range")
 def range_(_: Node, start: AnyArray, limit: AnyArray, delta: AnyArray) -> AnyArray:
-    return np.arange(start.reshape(()), limit.reshape(()), delta.reshape(()), dtype=start.dtype)
+    return np.arange(start.item(), limit.item(), delta.item(), dtype=start.dtype)
 
 
 @evaluates("Cast")
@@ -231,5 +232,6 @@ def depth_to_space(node: Node, x: AnyArray) -> AnyArray:
 def space_to_depth(node: Node, x: AnyArray) -> AnyArray:
     n, c, h, w = x.shape
     b = int_attr(node, "blocksize", 1)
-    y = x.reshape(n, c, h // b, b, w // b, b).transpose(0, 3, 5, 1, 2, 4)
+    order = (0, 1, 3, 5, 2, 4) if str_attr(node, "mode", "DCR") == "CRD" else (0, 3, 5, 1, 2, 4)
+    y = x.reshape(n, c, h // b, b, w // b, b).transpose(order)
     return y.reshape(n, c * b * b, h // b, w // b)

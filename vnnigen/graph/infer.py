@@ -12,7 +12,7 @@ from math import prod
 import numpy as np
 
 from vnnigen.errors import ModelError
-from vnnigen.graph import infer_math, infer_nn, infer_shape  # noqa: F401 (they fill the table)
+from vnnigen.graph import infer_math, infer_nn, infer_rare, infer_shape  # noqa: F401 (they fill the table)
 from vnnigen.graph.attributes import int_attr, node_error
 from vnnigen.graph.dtypes import elem_type, numpy_dtype
 from vnnigen.graph.evaluate import evaluate
@@ -114,9 +114,8 @@ def _known(site: Site, made: tuple[TensorType, ...]) -> tuple[AnyArray, ...]:
         return ()
     if node.op not in EVALUATORS or node.op in NOT_FOLDED or node.fused or any(v.size > SMALL for v in inputs):
         return ()
-    if any(v.dtype.kind == "O" for v in inputs) and (node.op not in MOVES or any(
-        v.dtype.kind == "O" for v in inputs[1:]
-    ) and node.op != "Concat"):  # fmt: skip
+    named = [v.dtype.kind == "O" for v in inputs]
+    if any(named) and (node.op not in MOVES or (any(named[1:]) and node.op != "Concat")):
         return ()
     return tuple(_numbers(np.asarray(y)) for y in evaluate(node, site.values))
 

@@ -12,9 +12,9 @@ from vnnigen.graph.ir import Dim, TensorType
 
 @rule(
     "Identity", "Relu", "Clip", "LeakyRelu", "HardSwish", "HardSigmoid", "Sigmoid", "Tanh", "Gelu", "Erf", "Softplus",
-    "Softsign", "Silu", "Swish", "Mish", "Elu", "Selu", "Celu", "ThresholdedRelu", "Shrink", "Sqrt", "Exp", "Log", "Neg",
-    "Abs", "Reciprocal", "Floor", "Ceil", "Round", "Sign", "Sin", "Cos", "Tan", "Asin", "Acos", "Atan", "Sinh", "Cosh",
-    "Asinh", "Acosh", "Atanh", "Not", "BitwiseNot", "CumSum", "Trilu", "LRN", "LpNormalization",
+    "Softsign", "Silu", "Swish", "Mish", "Elu", "Selu", "Celu", "ThresholdedRelu", "Shrink", "Sqrt", "Exp", "Log",
+    "Neg", "Abs", "Reciprocal", "Floor", "Ceil", "Round", "Sign", "Sin", "Cos", "Tan", "Asin", "Acos", "Atan", "Sinh",
+    "Cosh", "Asinh", "Acosh", "Atanh", "Not", "BitwiseNot", "CumSum", "Trilu", "LRN", "LpNormalization",
     "MeanVarianceNormalization", "ReverseSequence",
 )  # fmt: skip
 def same(site: Site) -> TensorType:

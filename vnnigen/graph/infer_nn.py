@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vnnigen.graph.attributes import axes_of, axis_of, int_attr, ints_attr, str_attr
-from vnnigen.graph.dtypes import elem_type, onnx_type
+from vnnigen.graph.dtypes import onnx_type
 from vnnigen.graph.evaluate_rest import resize_scales
 from vnnigen.graph.infer_base import Shape, Site, rule, same_length
 from vnnigen.graph.ir import Dim, ElemType, TensorType
@@ -207,7 +207,7 @@ def eye_like(site: Site) -> TensorType:
 def _check_scale(site: Site) -> None:
     """A scale per tensor, per index of an axis, or per block of one."""
     x, scale = site.shape(0), site.shape(1)
-    if scale is None or x is None or scale == () or scale == (1,) or any(isinstance(d, str) for d in scale):
+    if scale is None or x is None or scale in ((), (1,)) or any(isinstance(d, str) for d in scale):
         return
     axis = axis_of(site.node, int_attr(site.node, "axis", 1), len(x))
     if len(scale) == 1:
