@@ -21,7 +21,8 @@ SRC_BYTES = {"u8": 1, "s8": 1, "bf16": 2, "f32": 4}
 class Geometry:
     """Sizes, in elements, of one implicit GEMM: `images * oh * ow` rows, `groups * n` columns.
 
-    `h`, `w`, `ic` are the source's rows, columns and channels (all groups); `top`, `left` its padding.
+    `h`, `w`, `ic` are the source's rows, columns and channels (all groups); `top`, `left` its padding. `pitch` is the
+    distance of output pixels where others lie between them (a slice of a concatenation), else 0.
     """
 
     images: int
@@ -42,6 +43,7 @@ class Geometry:
     left: int
     padded: bool
     src: str
+    pitch: int = 0
 
     @property
     def icg(self) -> int:
@@ -56,12 +58,12 @@ class Geometry:
     @property
     def ldo(self) -> int:
         """Elements from one output pixel to the next."""
-        return self.groups * self.n
+        return self.pitch or self.groups * self.n
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates of the whole problem."""
-        return self.images * self.oh * self.ow * self.ldo * self.k
+        return self.images * self.oh * self.ow * self.groups * self.n * self.k
 
     @property
     def padded_w(self) -> int:

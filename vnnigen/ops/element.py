@@ -8,7 +8,7 @@ All raise subclasses of VnnigenError: ShapeError, DTypeError, QuantizationError,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from vnnigen.kernels.post_ops import Binary, PostOp, Sum
 from vnnigen.kernels.qparams import check_scale
 from vnnigen.kernels.types import NUMPY, Array, DType, dtype_name
 from vnnigen.ops.element_base import Call, ElementOperator, ElementPlan, check_post_ops
+from vnnigen.ops.step import NativeStep
 
 PostOps = Sequence[PostOp] | PostOp
 _TO_NHWC = ("NCHW", "NHWC")
@@ -79,6 +80,18 @@ class Convert(ElementOperator):
             calls = (Call.of(convert_rows(f, self._tier, rows, channels, op="convert", vbmi=self._vbmi)),)
         tensors = tuple(s.tensor for s in f.epilogue.spec.steps if s.tensor is not None)
         return ElementPlan(shapes[0], NUMPY[self._out], calls, reference, tensors, in_place=src == self._out)
+
+    def native(
+        self, shapes: Sequence[tuple[int, ...]], dtypes: Sequence[DType], *, pitch: int = 0
+    ) -> tuple[NativeStep, ...]:
+        """As of all element operators; with `pitch`, rows of the output lie so many elements apart."""
+        rows, channels = last_axis(shapes[0])
+        steps = super().native(shapes, dtypes)
+        if pitch in (0, channels) or self._tier is None:
+            return steps
+        f = self._affine(dtypes[0], channels)
+        launches = convert_rows(f, self._tier, rows, channels, op="convert", vbmi=self._vbmi, dst_pitch=pitch)
+        return (replace(steps[0], launches=Call.of(launches).bound, in_place=()),)
 
     def _layout_plan(self, shape: tuple[int, ...], src: DType) -> ElementPlan:
         if len(shape) != 4 or 0 in shape:

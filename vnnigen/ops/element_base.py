@@ -14,9 +14,10 @@ from vnnigen.isa import tiers
 from vnnigen.kernels.element.common import Run
 from vnnigen.kernels.element.plan import code_tier
 from vnnigen.kernels.element.transpose_tiles import BF16, VBMI
-from vnnigen.kernels.layout import MAX_TENSORS
+from vnnigen.kernels.layout import ARG_DST, ARG_SRC, ARG_TENSORS, MAX_TENSORS
 from vnnigen.kernels.post_ops import Binary, PostOp, Sum
 from vnnigen.kernels.types import NUMPY, Array, DType
+from vnnigen.ops.step import NativeStep, Operand
 from vnnigen.runtime import native
 from vnnigen.runtime.compiled import Bound, KernelKey
 from vnnigen.runtime.threads import num_threads
@@ -96,6 +97,31 @@ class ElementOperator:
 
     def _plan(self, shapes: tuple[tuple[int, ...], ...], dtypes: tuple[np.dtype[Any], ...]) -> ElementPlan:
         raise NotImplementedError
+
+    def native(self, shapes: Sequence[tuple[int, ...]], dtypes: Sequence[DType]) -> tuple[NativeStep, ...]:
+        """The steps that compute sources of these shapes and types; tensors of post-ops are inputs behind them.
+
+        All steps write parts of the same output. Raises what a call would raise.
+        """
+        plan = self._plan(tuple(shapes), tuple(NUMPY[t] for t in dtypes))
+        count = len(shapes)
+        tensors = range(count, count + len(plan.tensors))
+
+        def function(arrays: Sequence[Array]) -> Array:
+            return plan.reference(arrays[:count], arrays[count:])
+
+        def step(bound: Bound | None, sources: tuple[int, ...]) -> NativeStep:
+            places = [ARG_SRC, *range(ARG_TENSORS, ARG_TENSORS + MAX_TENSORS)]
+            slots: list[tuple[int, Operand]] = [(ARG_DST, ("out", 0))]
+            slots += [(place, ("in", i)) for place, i in zip(places, (*sources, *tensors), strict=False)]
+            kinds = [*dtypes, *plan.tensors]
+            alone = plan.in_place or (len(plan.tensors) > 0 and plan.y_shape == shapes[0])
+            fits = [i for i, kind in enumerate(kinds) if alone and NUMPY[kind] == plan.y_dtype]
+            return NativeStep(bound, tuple(slots), plan.y_shape, plan.y_dtype, function, in_place=tuple(fits))
+
+        if self._tier is None:
+            return (step(None, ()),)
+        return tuple(step(call.bound, call.sources) for call in plan.calls)
 
     def _run(self, sources: Sequence[Any], out: Array | None, tensors: Sequence[Array] = ()) -> Array:
         try:

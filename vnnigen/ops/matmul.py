@@ -8,6 +8,7 @@ they lie whenever their matrices have rows (for b: rows or columns) without gaps
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -31,6 +32,7 @@ from vnnigen.ops.bf16 import as_bf16, bfloat16
 from vnnigen.ops.conv import _check_output, float_quantization
 from vnnigen.ops.explanation import Explanation
 from vnnigen.ops.operator import Operator, Plan, Prepared, Quantization, as_post_ops, make_quantization
+from vnnigen.ops.step import NativeStep, Operand, Temp
 from vnnigen.runtime import native
 from vnnigen.runtime.compiled import Launches
 from vnnigen.runtime.dispatch import choose
@@ -185,6 +187,31 @@ class _MatMul(Operator):
         else:
             self._multiply(plan, a, b, y, operands)
         return y
+
+    def native_views(self, a: Array, b: Array) -> tuple[NativeStep, ...]:
+        """The step that multiplies operands which lie as a and b do (their elements are not read).
+
+        Both must be in place (`a_in_place`, `b_in_place`); b is [..., k, n]. Inputs are a, b and the tensors of
+        post-ops. Raises what a call would raise.
+        """
+        plan = self._plan_of(a, b)
+
+        def function(arrays: Sequence[Array]) -> Array:
+            y = np.empty(plan.y_shape, plan.y_dtype)
+            self._multiply(plan, arrays[0], arrays[1], y, arrays[2:])
+            return y
+
+        slots: list[tuple[int, Operand]] = [(ARG_SRC, ("in", 0)), (ARG_DST, ("out", 0)), (ARG_B, ("in", 1))]
+        slots += [(ARG_TENSORS + i, ("in", 2 + i)) for i in range(plan.tensors)]
+        temps: tuple[Temp, ...] = ()
+        if plan.launches is not None:
+            packed, consts = plan.launches.lowered.buffers()
+            temps = Temp(packed.nbytes), Temp(consts.nbytes, consts)
+            slots += [(ARG_WEIGHTS, ("temp", 0)), (ARG_CONSTS, ("temp", 1))]
+        problem = plan.problem
+        assert isinstance(problem, GemmProblem)
+        macs = math.prod(plan.y_shape) * problem.k
+        return (NativeStep(plan.launches, tuple(slots), plan.y_shape, plan.y_dtype, function, macs, temps),)
 
     def _operand(self, x: Any, name: str) -> Array:
         """An argument as an array of the type that is multiplied."""

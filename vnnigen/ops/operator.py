@@ -8,7 +8,7 @@ other call is a look-up and one native call.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from vnnigen.errors import DTypeError, QuantizationError, ShapeError
 from vnnigen.kernels.epilogue import Epilogue, fold
 from vnnigen.kernels.geometry import Geometry
-from vnnigen.kernels.layout import MAX_TENSORS
+from vnnigen.kernels.layout import ARG_DST, ARG_SRC, ARG_TENSORS, MAX_TENSORS
 from vnnigen.kernels.mac import TIER_CODE
 from vnnigen.kernels.packed import Weights, suited
 from vnnigen.kernels.post_ops import PostOp, TensorOp
@@ -25,6 +25,7 @@ from vnnigen.kernels.problem import ConvProblem, GemmProblem, acc_bound
 from vnnigen.kernels.qparams import check_scale, check_zero_point
 from vnnigen.kernels.types import NUMPY, Array, DType, dtype_name
 from vnnigen.ops.explanation import Explanation
+from vnnigen.ops.step import NativeStep, Operand
 from vnnigen.runtime import native
 from vnnigen.runtime.compiled import Bound
 from vnnigen.runtime.dispatch import Choice, choose
@@ -198,20 +199,46 @@ class Operator:
     _op = "op"
 
     def _plan(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Plan:
-        src = dtype_name(dtype, self.names[0], self.sources)
+        plan = self._plans[shape, dtype] = self._new_plan(shape, dtype_name(dtype, self.names[0], self.sources))
+        return plan
+
+    def _new_plan(self, shape: tuple[int, ...], src: DType, pitch: int = 0) -> Plan:
+        """How sources of this shape and type are computed, into rows `pitch` elements apart (0: without gaps)."""
         problem = self._problem(shape, src)
         prepared = self._prepare(src)
         bound, tunings = None, tuple[Tuning, ...]()
         if prepared.packed is not None:
-            geometry = self._geometry(problem)
+            geometry = replace(self._geometry(problem), pitch=pitch)
             packed = suited(prepared.packed, geometry)
             keys, tunings = tuned_keys(packed, geometry, num_threads())
             bound = Bound(keys, packed.runs)
         y_dtype = np.dtype(NUMPY[self._q.out])
         y_shape, tensors = self._y_shape(problem), len(self._tensor_ops)
-        plan = Plan(problem, prepared, bound, y_shape, y_dtype, tensors, tunings=tunings)
-        self._plans[shape, dtype] = plan
-        return plan
+        return Plan(problem, prepared, bound, y_shape, y_dtype, tensors, tunings=tunings)
+
+    def native(self, shape: tuple[int, ...], src: DType, *, pitch: int = 0) -> tuple[NativeStep, ...]:
+        """The step that computes sources of this shape and type (NHWC for images).
+
+        Inputs are x and the tensors of post-ops (which must lie as the output does). With `pitch`, pixels of the output
+        lie so many elements apart. Raises what a call would raise.
+        """
+        pitch = 0 if pitch == self._weights.values.shape[0] else pitch
+        plan = self._new_plan(shape, dtype_name(src, self.names[0], self.sources), pitch)
+        inputs = range(1, 1 + plan.tensors)
+        slots: list[tuple[int, Operand]] = [(ARG_SRC, ("in", 0)), (ARG_DST, ("out", 0))]
+        slots += [(ARG_TENSORS + i - 1, ("in", i)) for i in inputs]
+        y_dtype = plan.y_dtype
+        same = [s.tensor == self._q.out for s in plan.prepared.epilogue.spec.steps if s.tensor is not None]
+
+        def function(arrays: Sequence[Array]) -> Array:
+            return self._reference(plan, arrays[0], arrays[1:])
+
+        return (
+            NativeStep(
+                plan.bound, tuple(slots), plan.y_shape, y_dtype, function, plan.problem.macs,
+                in_place=tuple(i for i, fits in zip(inputs, same, strict=True) if fits),
+            ),
+        )  # fmt: skip
 
     # The call.
 
