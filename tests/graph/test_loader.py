@@ -134,6 +134,14 @@ def test_external_data_is_refused(
         load_onnx(path)
 
 
+def test_external_data_at_no_text(tmp_path: Path) -> None:
+    """A place that is not UTF-8, which cannot be said through protobuf's own interface."""
+    path = save(tmp_path, gemm(external("wXXXX.bin")))
+    path.write_bytes(path.read_bytes().replace(b"wXXXX", b"w\xff\xfeX\xc0"))
+    with pytest.raises(ModelError, match=r"'w'.*UTF-8"):
+        load_onnx(path)
+
+
 def raw(dims: list[int], data: bytes, kind: int = TensorProto.FLOAT) -> Any:
     return TensorProto(name="w", data_type=kind, dims=dims, raw_data=data)
 

@@ -51,10 +51,7 @@ def import_model(
     """
     onnx = require_onnx()
     model = load_onnx(source, folder=folder, limits=limits)
-    try:
-        return _Importer(onnx, model).graph()
-    except UnicodeDecodeError:
-        raise ModelError("the model holds a name that is no UTF-8 text") from None
+    return _Importer(onnx, model).graph()
 
 
 class _Importer:
@@ -74,6 +71,8 @@ class _Importer:
     def graph(self) -> Graph:
         """The graph."""
         build, proto = self.build, self.proto
+        if not proto.node:
+            raise ModelError(f"graph {proto.name!r} has no nodes")
         for tensor in proto.initializer:
             build.define(tensor.name, read_tensor(tensor, f"initializer {tensor.name!r}"))
         inputs = self._inputs()

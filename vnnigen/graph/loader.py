@@ -73,6 +73,7 @@ def load_onnx(
         model = _parse(onnx, read_regular_file(path, limits.file_bytes), str(path))
         folder = path.parent if folder is None else folder
     try:
+        _check_texts(model)
         loaded = _inside(model, folder, limits, owned=model is not source)
         opset = opsets(onnx, loaded)[""]
         return loaded if opset >= OLDEST_OPSET else _converted(onnx, loaded)
@@ -142,6 +143,27 @@ def _converted(onnx: Any, model: ModelProto) -> ModelProto:
     return converted
 
 
+def _texts(model: ModelProto) -> Iterator[str]:
+    """Every text of a model that means something to the importer, which looks at no sub-graphs."""
+    graph = model.graph
+    yield graph.name
+    yield from (entry.domain for entry in model.opset_import)
+    yield from (tensor.name for tensor in graph.initializer)
+    for info in (*graph.input, *graph.output):
+        yield info.name
+        yield from (dim.dim_param for dim in info.type.tensor_type.shape.dim)
+    for node in graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        yield from (attribute.name for attribute in node.attribute)
+
+
+def _check_texts(model: ModelProto) -> None:
+    """ModelError for a name that is not UTF-8, which protobuf gives as bytes (or raises UnicodeDecodeError)."""
+    for text in _texts(model):
+        if not isinstance(text, str):
+            raise ModelError(f"the model holds a name that is no UTF-8 text: {text!r}")
+
+
 # Tensors, wherever they lie in a model.
 
 
@@ -204,6 +226,8 @@ def _inside(model: ModelProto, folder: Path | None, limits: Limits, owned: bool)
 def _read_external(tensor: TensorProto, what: str, folder: Path | None) -> None:
     """Move external data of a tensor into its raw_data."""
     entries = {e.key: e.value for e in tensor.external_data}
+    if not all(isinstance(text, str) for entry in entries.items() for text in entry):
+        raise ModelError(f"{what}: where its external data lies is no UTF-8 text")
     location = entries.get("location", "")
     if folder is None:
         raise ModelError(f"{what} lies in {location!r} outside of the model, and no folder to read it from is known")

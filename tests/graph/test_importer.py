@@ -1,0 +1,556 @@
+"""Models become graphs of the newest operators that compute the same; what cannot be imported is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+onnx = pytest.importorskip("onnx")
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+from onnx.reference import ReferenceEvaluator  # noqa: E402
+
+from tests.graph.models import BUILDERS, Net, feeds, small_cnn  # noqa: E402
+from tests.graph.roundtrip import run  # noqa: E402
+from vnnigen.errors import ModelError  # noqa: E402
+from vnnigen.graph.importer import import_model  # noqa: E402
+from vnnigen.graph.importer_contrib import CONTRIB_OPERATORS  # noqa: E402
+from vnnigen.graph.importer_ops import NOT_SUPPORTED, ONNX_OPERATORS  # noqa: E402
+from vnnigen.graph.ir import Graph, TensorType  # noqa: E402
+
+NEWEST = onnx.defs.onnx_opset_version()
+MS = "com.microsoft"
+RNG = np.random.default_rng(7)
+F32 = npt.NDArray[np.float32]
+
+
+def real(*shape: int) -> F32:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def ops(graph: Graph) -> list[str]:
+    return [node.op for node in graph]
+
+
+def computed(net: Net, outputs: list[str], given: dict[str, Any]) -> tuple[Graph, list[Any]]:
+    graph = import_model(net.model(*outputs, domains={MS: 1}, shape=()))
+    return graph, run(graph, given)
+
+
+# Whole models.
+
+
+@pytest.mark.parametrize("opset", [14, 17, 18, 21, NEWEST])
+@pytest.mark.parametrize("name", BUILDERS)
+def test_models_compute_the_same(name: str, opset: int) -> None:
+    """What is imported computes what the model does, by onnx.reference (whose QDQ operators begin with
+    19, and whose BatchNormalization of before 14 is that of training)."""
+    model = BUILDERS[name](opset=opset)
+    graph = import_model(model)
+    assert graph.check() is None
+    assert graph.outputs == tuple(o.name for o in model.graph.output)
+    assert list(graph.inputs) == [i.name for i in model.graph.input]
+    assert all(node.domain == "" and node.op in ONNX_OPERATORS for node in graph)
+    given = feeds(model, length=5)
+    got = run(graph, given)
+    assert all(value.std() > 1e-3 for value in got)
+    if name == "qoperator_cnn" or (name == "qdq_cnn" and opset < 19):
+        return
+    for a, b in zip(got, ReferenceEvaluator(model).run(None, given), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["small_cnn", "mobile_block", "bert_layer", "detector_head"])
+def test_every_opset_is_the_same_graph(name: str) -> None:
+    """The seed makes the weights, so all opsets compute the same; 11 has the most to normalise."""
+    given = feeds(BUILDERS[name](opset=17), length=5)
+    wanted = run(import_model(BUILDERS[name](opset=17)), given)
+    for opset in range(11, NEWEST + 1):
+        for a, b in zip(run(import_model(BUILDERS[name](opset=opset)), given), wanted, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_types_and_names() -> None:
+    net = Net("types")
+    x = net.input("x", ("n", 3, -1, "?"))
+    ids = net.input("ids", (2,), TensorProto.INT64)
+    net.inputs.append(helper.make_tensor_value_info("any", TensorProto.FLOAT16, None))
+    net.nodes.append(helper.make_node("Relu", [x], ["a"], name="twice"))
+    net.nodes.append(helper.make_node("Relu", ["any"], ["b"], name="twice"))
+    net.nodes.append(helper.make_node("Cast", [ids], ["c"], to=TensorProto.FLOAT16))
+    graph = import_model(net.model("a", "b", "c", shape=()))
+    assert graph.inputs == {
+        "x": TensorType("f32", ("n", 3, "x.2", "x.3")), "ids": TensorType("s64", (2,)), "any": TensorType("f32", None),
+    }  # fmt: skip
+    assert [n.name for n in graph] == ["twice", "twice_1", "Cast_2"]
+    assert graph.nodes[2].attrs == {"to": TensorProto.FLOAT}
+    assert graph.notes == ["input 'any' is f16 in the model, f32 here"]
+
+
+def test_half_precision_weights() -> None:
+    """Weights of all floating-point types are f32; constants within nodes, too."""
+    net = Net("half")
+    x = net.input("x", (2, 2), TensorProto.FLOAT16)
+    w = net.const(np.eye(2, dtype=np.float16))
+    fill = numpy_helper.from_array(np.array([3], np.float16))
+    y = net.op("Add", net.op("MatMul", x, w), net.op("ConstantOfShape", net.ints(2, 2), value=fill))
+    graph = import_model(net.model(net.op("Cast", y, to=TensorProto.DOUBLE), shape=()))
+    assert graph.array(w).dtype == np.float32  # type: ignore[union-attr]
+    np.testing.assert_array_equal(run(graph, {"x": np.ones((2, 2), np.float32)})[0], np.full((2, 2), 4, np.float32))
+
+
+def test_initializers_that_are_inputs_too() -> None:
+    """IR version 3 lists them; they are constants."""
+    model = small_cnn()
+    model.ir_version = 3
+    for tensor in model.graph.initializer:
+        model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    assert list(import_model(model).inputs) == ["x"]
+
+
+def test_order_and_dead_ends() -> None:
+    """Nodes in any order are sorted; what no output needs is dropped."""
+    model = small_cnn()
+    wanted = import_model(model)
+    nodes = list(model.graph.node)[::-1]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    model.graph.node.append(helper.make_node("Relu", ["x"], ["nobody"], name="dead"))
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(3), "unread"))
+    graph = import_model(model)
+    assert {n.name for n in graph} == {n.name for n in wanted}
+    assert graph.constants.keys() == wanted.constants.keys()
+
+
+@pytest.mark.parametrize(
+    ("attrs", "value"),
+    [
+        ({"value": numpy_helper.from_array(np.array([[1, 2]], np.int32))}, np.array([[1, 2]], np.int32)),
+        ({"value_float": 1.5}, np.float32(1.5)),
+        ({"value_floats": [1.5, 2.5]}, np.array([1.5, 2.5], np.float32)),
+        ({"value_int": 3}, np.int64(3)),
+        ({"value_ints": [3, 4]}, np.array([3, 4], np.int64)),
+    ],
+)
+def test_constant_nodes(attrs: dict[str, Any], value: Any) -> None:
+    net = Net("constant")
+    c = net.op("Constant", **attrs)
+    graph = import_model(net.model(net.op("Identity", c), shape=()))
+    made = graph.array("Constant_0")
+    assert made is not None
+    assert made.dtype == value.dtype
+    np.testing.assert_array_equal(made, value)
+    assert ops(graph) == ["Identity"]
+
+
+# Operators in their old forms: (opset, how to write it, expected operators, function that it computes).
+
+X = real(2, 3, 4, 6)
+
+
+def _old(op: str, *more: Callable[[Net], str], n_out: int = 1, **attrs: Any) -> Callable[[Net, str], list[str]]:
+    def write(net: Net, x: str) -> list[str]:
+        made = net.op(op, x, *(m(net) for m in more), n_out=n_out, **attrs)
+        return [made] if n_out == 1 else made
+
+    return write
+
+
+def softmax(x: F32, axis: int) -> F32:
+    rows = x.reshape(*x.shape[:axis], -1)
+    e = np.exp(rows - rows.max(-1, keepdims=True))
+    return np.asarray(e / e.sum(-1, keepdims=True)).reshape(x.shape)
+
+
+OLD_FORMS: list[tuple[int, Callable[[Net, str], list[str]], set[str], list[Any]]] = [
+    (12, _old("Squeeze", axes=[0]), {"Squeeze"}, [X[0]]),
+    (11, _old("Unsqueeze", axes=[0, 2]), {"Unsqueeze"}, [X[None, :, None]]),
+    (12, _old("ReduceSum", axes=[1, 2], keepdims=0), {"ReduceSum"}, [X.sum((1, 2))]),
+    (12, _old("ReduceSum"), {"ReduceSum"}, [X.sum(keepdims=True)]),
+    (17, _old("ReduceMean", axes=[2, 3], keepdims=1), {"ReduceMean"}, [X.mean((2, 3), keepdims=True)]),
+    (13, _old("ReduceMax", axes=[-1], keepdims=0), {"ReduceMax"}, [X.max(-1)]),
+    (12, _old("Split", axis=3, n_out=2, split=[2, 4]), {"Split"}, [X[..., :2], X[..., 2:]]),
+    (12, _old("Split", axis=3, n_out=2), {"Split"}, [X[..., :3], X[..., 3:]]),
+    (17, _old("Split", axis=2, n_out=2), {"Split"}, [X[:, :, :2], X[:, :, 2:]]),
+    (18, _old("Split", axis=2, n_out=2, num_outputs=2), {"Split"}, [X[:, :, :2], X[:, :, 2:]]),
+    (12, _old("Softmax"), {"Shape", "Flatten", "Softmax", "Reshape"}, [softmax(X, 1)]),
+    (11, _old("Softmax", axis=2), {"Shape", "Flatten", "Softmax", "Reshape"}, [softmax(X, 2)]),
+    (12, _old("LogSoftmax", axis=3), {"Shape", "Flatten", "LogSoftmax", "Reshape"}, [np.log(softmax(X, 3))]),
+    (12, _old("Softmax", axis=-1), {"Softmax"}, [softmax(X, 3)]),
+    (13, _old("Softmax"), {"Softmax"}, [softmax(X, 3)]),
+    (11, _old("Dropout", ratio=0.7), {"Identity"}, [X]),
+    (13, _old("Dropout", n_out=2), {"Identity", "Shape", "Expand"}, [X, np.ones(X.shape, np.bool_)]),
+    (13, _old("Dropout", lambda n: n.const(np.float32(0.5)), lambda n: n.const(np.array(False))), {"Identity"}, [X]),
+    (13, _old("Clip", lambda n: "", lambda n: n.const(np.float32(0.5))), {"Clip"}, [X.clip(max=0.5)]),
+    (11, _old("Resize", lambda n: n.const(np.zeros(0, np.float32)),
+              lambda n: n.const(np.array([1, 1, 2, 2], np.float32)), mode="nearest",
+              coordinate_transformation_mode="asymmetric", nearest_mode="floor"),
+     {"Resize"}, [X.repeat(2, 2).repeat(2, 3)]),
+    (14, _old("MaxPool", n_out=1, kernel_shape=[2, 2], strides=[2, 2]),
+     {"MaxPool"}, [X.reshape(2, 3, 2, 2, 3, 2).max((3, 5))]),
+    (22, _old("Cast", to=TensorProto.FLOAT16), {"Cast"}, [X]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("opset", "write", "expected", "values"), OLD_FORMS)
+def test_old_forms(opset: int, write: Any, expected: set[str], values: list[Any]) -> None:
+    given = X[:1] if expected == {"Squeeze"} else X
+    net = Net("old", opset=opset)
+    outputs = write(net, net.input("x", given.shape))
+    graph, got = computed(net, outputs, {"x": given})
+    assert set(ops(graph)) == expected
+    for a, b in zip(got, values, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+        assert a.shape == b.shape
+    for node in graph:
+        schema = onnx.defs.get_schema(node.op, NEWEST)
+        assert set(node.attrs) <= set(schema.attributes)
+
+
+@pytest.mark.parametrize("opset", [11, 14, 15])
+def test_batch_normalization_has_one_output(opset: int) -> None:
+    net = Net("bn", opset=opset)
+    c = [net.vector(3, 1.0) for _ in range(4)]
+    x = net.input("x", X.shape)
+    y = net.op("BatchNormalization", x, *c, epsilon=1e-3, momentum=0.5)
+    graph, got = computed(net, [y], {"x": X})
+    assert graph.nodes[0].attrs == {"epsilon": pytest.approx(1e-3)}
+    scale, bias, mean, variance = (graph.array(n)[:, None, None] for n in c)  # type: ignore[index]
+    np.testing.assert_allclose(got[0], (X - mean) / np.sqrt(variance + 1e-3) * scale + bias, rtol=1e-4, atol=1e-5)
+
+
+def test_layer_normalization_of_before_17() -> None:
+    net = Net("ln", opset=13)
+    graph, got = computed(net, [net.layer_norm(net.input("x", X.shape), 6)], {"x": X})
+    assert ops(graph) == ["LayerNormalization"]
+    assert got[0].mean() == pytest.approx(0, abs=0.1)
+
+
+# Quantized operators against their formula.
+
+
+def q(x: Any, scale: Any, zero_point: Any, dtype: Any = np.uint8) -> Any:
+    info = np.iinfo(dtype)
+    return np.clip(np.rint(x / scale) + zero_point, info.min, info.max).astype(dtype)
+
+
+def dq(x: Any, scale: Any, zero_point: Any) -> Any:
+    return (x.astype(np.int32) - np.asarray(zero_point, np.int32)) * np.float32(scale)
+
+
+def _quantized(
+    net: Net, x: Any, scale: Any, zero_point: Any, fed: dict[str, Any] | None = None
+) -> tuple[str, str, str]:
+    """Values, scale and zero point as constants, or the values as an input."""
+    if fed is None:
+        name = net.const(x)
+    else:
+        name = net.input(f"x{len(fed)}", x.shape, helper.np_dtype_to_tensor_dtype(x.dtype))
+        fed[name] = x
+    return name, net.const(np.asarray(scale, np.float32)), net.const(np.asarray(zero_point, x.dtype))
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("one_dimension", [True, False])
+def test_qlinear_conv(per_channel: bool, one_dimension: bool) -> None:
+    """With an s32 bias in units of x_scale * w_scale; scales of one element may have any rank."""
+    net, fed = Net("qconv"), dict[str, Any]()
+    x, w = RNG.integers(0, 256, (1, 3, 5, 5), np.uint8), RNG.integers(-127, 128, (4, 3, 1, 1), np.int8)
+    ws = RNG.uniform(0.01, 0.02, 4).astype(np.float32) if per_channel else np.float32(0.015)
+    wrap = (lambda v: [v]) if one_dimension else (lambda v: v)
+    bias = RNG.integers(-900, 900, 4).astype(np.int32)
+    y_scale, y_zp = net.const(np.float32(0.05)), net.const(np.uint8(100))
+    y = net.op("QLinearConv", *_quantized(net, x, wrap(0.02), wrap(128), fed),
+               *_quantized(net, w, ws if per_channel else wrap(ws), np.zeros(4) if per_channel else wrap(0)),
+               y_scale, y_zp, net.const(bias))  # fmt: skip
+    graph, got = computed(net, [y], fed)
+    assert ops(graph) == ["DequantizeLinear"] * 3 + ["Conv", "QuantizeLinear"]
+    column = np.reshape(ws, (-1, 1))
+    sums = np.einsum("oc,nchw->nohw", dq(w, 1, 0)[..., 0, 0], dq(x, 1, 128))
+    expected = q((sums + bias[:, None, None]) * np.float32(0.02) * column[..., None], 0.05, 100)
+    assert np.abs(got[0].astype(int) - expected).max() <= 1
+    assert got[0].std() > 5
+
+
+def _binary(op: str, f: Callable[[Any, Any], Any]) -> Any:
+    def case(net: Net, fed: dict[str, Any]) -> tuple[str, Any]:
+        a, b = (RNG.integers(0, 256, (2, 8), np.uint8) for _ in range(2))
+        out = net.const(np.float32(0.02)), net.const(np.uint8(120))
+        y = net.op(op, *_quantized(net, a, 0.01, 100, fed), *_quantized(net, b, 0.02, 90, fed), *out, domain=MS)
+        return y, q(f(dq(a, 0.01, 100), dq(b, 0.02, 90)), 0.02, 120)
+
+    return case
+
+
+def _unary(op: str, f: Callable[[Any], Any], **attrs: Any) -> Any:
+    def case(net: Net, fed: dict[str, Any]) -> tuple[str, Any]:
+        x = RNG.integers(0, 256, (1, 3, 4, 4), np.uint8)
+        out = net.const(np.float32(0.01)), net.const(np.uint8(60))
+        y = net.op(op, *_quantized(net, x, 0.01, 100, fed), *out, domain=MS, **attrs)
+        return y, q(f(dq(x, 0.01, 100)), 0.01, 60)
+
+    return case
+
+
+def _concat(net: Net, fed: dict[str, Any]) -> tuple[str, Any]:
+    a, b = (RNG.integers(0, 256, (2, 3), np.uint8) for _ in range(2))
+    out = net.const(np.float32(0.02)), net.const(np.uint8(120))
+    y = net.op("QLinearConcat", *out, *_quantized(net, a, 0.01, 100, fed), *_quantized(net, b, 0.02, 90, fed), axis=1,
+               domain=MS)  # fmt: skip
+    return y, q(np.concatenate([dq(a, 0.01, 100), dq(b, 0.02, 90)], 1), 0.02, 120)
+
+
+def _matmul_operands(net: Net, fed: dict[str, Any]) -> tuple[list[str], list[str], Any]:
+    a, b = RNG.integers(0, 256, (3, 8), np.uint8), RNG.integers(-127, 128, (8, 5), np.int8)
+    scale = RNG.uniform(0.01, 0.02, 5).astype(np.float32)
+    left, right = _quantized(net, a, 0.01, 100, fed), _quantized(net, b, scale, np.zeros(5))
+    return list(left), list(right), dq(a, 0.01, 100) @ dq(b, scale, 0)
+
+
+def _matmul(net: Net, fed: dict[str, Any]) -> tuple[str, Any]:
+    left, right, value = _matmul_operands(net, fed)
+    y = net.op("QLinearMatMul", *left, *right, net.const(np.float32(0.05)), net.const(np.uint8(120)))
+    return y, q(value, 0.05, 120)
+
+
+def _gemm(quantized: bool) -> Any:
+    def case(net: Net, fed: dict[str, Any]) -> tuple[str, Any]:
+        left, right, value = _matmul_operands(net, fed)
+        scale = numpy_helper.to_array(next(t for t in net.initializers if t.name == right[1]))
+        bias = RNG.integers(-900, 900, 5).astype(np.int32)
+        out = [net.const(np.float32(0.05)), net.const(np.uint8(120))] if quantized else []
+        y = net.op("QGemm", *left, *right, net.const(bias), *out, alpha=0.5, transA=0, transB=0, domain=MS)
+        value = 0.5 * (value + bias * np.float32(0.01) * scale)
+        return y, q(value, 0.05, 120) if quantized else value
+
+    return case
+
+
+def _to_float(net: Net, fed: dict[str, Any]) -> tuple[str, Any]:
+    left, right, value = _matmul_operands(net, fed)
+    bias = real(5)
+    y = net.op(
+        "MatMulIntegerToFloat", left[0], right[0], left[1], right[1], left[2], right[2], net.const(bias), domain=MS
+    )
+    return y, value + bias
+
+
+def _dynamic(net: Net, fed: dict[str, Any]) -> tuple[str, Any]:
+    x, b = real(3, 8), RNG.integers(-127, 128, (8, 5), np.int8)
+    fed["x"] = x
+    y = net.op("DynamicQuantizeMatMul", net.input("x", x.shape), *_quantized(net, b, 0.01, 3), domain=MS)
+    scale = (max(x.max(), 0) - min(x.min(), 0)) / np.float32(255)
+    zero_point = np.clip(np.rint(-min(x.min(), 0) / scale), 0, 255)
+    return y, dq(q(x, scale, zero_point), scale, zero_point) @ dq(b, 0.01, 3)
+
+
+QUANTIZED = {
+    "QLinearAdd": _binary("QLinearAdd", np.add),
+    "QLinearMul": _binary("QLinearMul", np.multiply),
+    "QLinearConcat": _concat,
+    "QLinearGlobalAveragePool": _unary("QLinearGlobalAveragePool", lambda x: x.mean((2, 3), keepdims=True),
+                                       channels_last=0),
+    "QLinearAveragePool": _unary("QLinearAveragePool", lambda x: x.reshape(1, 3, 2, 2, 2, 2).mean((3, 5)),
+                                 kernel_shape=[2, 2], strides=[2, 2]),
+    "QLinearLeakyRelu": _unary("QLinearLeakyRelu", lambda x: np.where(x < 0, 0.1 * x, x), alpha=0.1),
+    "QLinearSigmoid": _unary("QLinearSigmoid", lambda x: 1 / (1 + np.exp(-x))),
+    "QLinearSoftmax": _unary("QLinearSoftmax", lambda x: softmax(x, 3), axis=-1, opset=13),
+    "QLinearMatMul": _matmul,
+    "QGemm": _gemm(True),
+    "QGemm to f32": _gemm(False),
+    "MatMulIntegerToFloat": _to_float,
+    "DynamicQuantizeMatMul": _dynamic,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_quantized_operators(name: str) -> None:
+    net, fed = Net("quantized"), dict[str, Any]()
+    y, expected = QUANTIZED[name](net, fed)
+    graph, (got,) = computed(net, [y], fed)
+    assert all(node.domain == "" for node in graph)
+    assert got.dtype == expected.dtype or expected.dtype.kind == "f"
+    step = 1 if got.dtype.kind in "ui" else 1e-4
+    assert np.abs(got.astype(np.float64) - expected).max() <= step
+
+
+# Fused operators of com.microsoft.
+
+
+def _erf_gelu(x: F32) -> Any:
+    from math import erf
+
+    return x * (1 + np.vectorize(erf)(x / np.sqrt(2))) / 2
+
+
+def _tanh_gelu(x: F32) -> Any:
+    return x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))) / 2
+
+
+def _normalised(x: F32) -> F32:
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+
+
+A, B, C = real(2, 4, 6), real(6), real(2, 6, 4)
+G = real(4, 6)
+FUSED: list[tuple[str, list[F32], dict[str, Any], Any]] = [
+    ("Gelu", [A], {}, _erf_gelu(A)),
+    ("BiasGelu", [A, B], {}, _erf_gelu(A + B)),
+    ("FastGelu", [A], {}, _tanh_gelu(A)),
+    ("FastGelu", [A, B], {}, _tanh_gelu(A + B)),
+    ("QuickGelu", [A], {"alpha": 1.5}, A / (1 + np.exp(-1.5 * A))),
+    ("SkipLayerNormalization", [A, A[::-1].copy(), B, B], {"epsilon": 1e-5}, _normalised(A + A[::-1]) * B + B),
+    ("SkipLayerNormalization", [A, A[::-1].copy(), B, B, B], {"epsilon": 1e-5}, _normalised(A + A[::-1] + B) * B + B),
+    ("FusedMatMul", [A, C], {"alpha": 0.5}, 0.5 * A @ C),
+    ("FusedMatMul", [A, A], {"transB": 1}, A @ A.swapaxes(1, 2)),
+    ("FusedMatMul", [A, A], {"transA": 1, "alpha": 2.0}, 2 * A.swapaxes(1, 2) @ A),
+    ("FusedGemm", [G, real(6, 4)], {"activation": "Relu"}, None),
+    ("FusedGemm", [G, real(6, 4)], {"activation": "LeakyRelu", "activation_alpha": 0.25}, None),
+    ("FusedConv", [A[None], real(3, 2, 1, 1)], {"activation": "Relu"}, None),
+    ("FusedConv", [A[None], real(3, 2, 1, 1), real(3), real(1, 3, 4, 6)],
+     {"activation": "Clip", "activation_params": [-0.5, 0.75]}, None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("op", "values", "attrs", "expected"), FUSED)
+def test_fused_operators(op: str, values: list[F32], attrs: dict[str, Any], expected: Any) -> None:
+    net = Net("fused", opset=20)
+    inputs = [net.input("x", values[0].shape), *map(net.const, values[1:])]
+    graph, (got,) = computed(net, [net.op(op, *inputs, domain=MS, **attrs)], {"x": values[0]})
+    if expected is None:
+        y = values[0] @ values[1] if op == "FusedGemm" else np.einsum("oc,nchw->nohw", values[1][..., 0, 0], values[0])
+        y = y + values[2][:, None, None] + values[3] if len(values) > 2 else y
+        low = {"Relu": np.maximum(y, 0), "LeakyRelu": np.where(y < 0, y / 4, y), "Clip": y.clip(-0.5, 0.75)}
+        expected = low[attrs["activation"]]
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+    assert all(node.domain == "" for node in graph)
+
+
+def test_skip_layer_normalization_gives_the_sum() -> None:
+    net = Net("skip", opset=20)
+    x, w = net.input("x", A.shape), net.const(B)
+    outputs = net.op("SkipLayerNormalization", x, x, w, n_out=4, domain=MS)
+    _, (got, total) = computed(net, [outputs[0], outputs[3]], {"x": A})
+    np.testing.assert_allclose(total, A + A, rtol=1e-6)
+    np.testing.assert_allclose(got, _normalised(A + A) * B, rtol=1e-2, atol=1e-3)
+
+
+# What is refused, and with which words.
+
+
+def _node(op: str, *inputs: str, outputs: int = 1, opset: int = 17, **attrs: Any) -> Callable[[], Any]:
+    def build() -> Any:
+        net = Net("bad", opset=opset)
+        net.input("x", (2, 3, 4, 4))
+        made = net.op(op, *inputs, n_out=outputs, **attrs)
+        return net.model(*([made] if outputs == 1 else made), domains={MS: 1, "com.acme": 1}, shape=())
+
+    return build
+
+
+def _changed(change: Callable[[Any], Any]) -> Callable[[], Any]:
+    def build() -> Any:
+        model = small_cnn()
+        change(model.graph)
+        return model
+
+    return build
+
+
+def _dims(*dims: int) -> Callable[[Any], Any]:
+    def change(graph: Any) -> None:
+        graph.input[0].CopyFrom(helper.make_tensor_value_info("x", TensorProto.FLOAT, dims))
+
+    return change
+
+
+def _cycle(graph: Any) -> None:
+    graph.node[0].input[0] = graph.node[4].output[0]
+
+
+def _branches() -> Any:
+    net = Net("branches")
+    net.input("c", (1,), TensorProto.BOOL)
+    leaf = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["r"])], "leaf", [], [helper.make_empty_tensor_value_info("r")]
+    )
+    return net.model(net.op("If", "c", then_branch=leaf, else_branch=leaf), shape=())
+
+
+REFUSED: list[tuple[Callable[[], Any], str]] = [
+    (_node("Frobnicate", "x"), r"'n_Frobnicate_0' \(Frobnicate\): this operator is not supported"),
+    (_node("Relu", "x", domain="com.acme"), "'com.acme' is not known"),
+    (_node("Frobnicate", "x", domain=MS), "Frobnicate.*not supported"),
+    (_node("RandomNormalLike", "x"), "random numbers"),
+    (_node("Swish", "x", opset=17), "'n_Swish_0'"),
+    (_branches, r"'n_If_0' \(If\)"),
+    (_node("Relu"), "'n_Relu_0'"),
+    (_node("Relu", "x", "x"), "'n_Relu_0'"),
+    (_node("Relu", "x", alpha=1.0), "'n_Relu_0'.*alpha"),
+    (_node("Concat", "x", axis=1.5), "'n_Concat_0'.*axis"),
+    (_node("Cast", "x", to=TensorProto.STRING), "'n_Cast_0'.*element type 8"),
+    (_node("Cast", "x", to=TensorProto.FLOAT8E4M3FN, opset=19), "'n_Cast_0'.*element type 17"),
+    (_node("Split", "x", outputs=2, num_outputs=3, opset=18), "'n_Split_0'.*2 outputs"),
+    (_node("QLinearAdd", "x", "x", domain=MS), "'n_QLinearAdd_0'.*has 2 inputs, needs 7"),
+    (_node("FusedConv", "x", "x", activation="Frob", domain=MS), "'n_FusedConv_0'.*Frob"),
+    (_node("Gelu", "", domain=MS), "'n_Gelu_0'.*needs 1"),
+    (_changed(_cycle), r"'n_Conv_0'.*cycle"),
+    (_changed(lambda g: g.initializer.pop(0)), r"reads \['c0'\], which nothing makes"),
+    (_changed(lambda g: g.initializer.append(g.initializer[0])), "two initializers are named 'c0'"),
+    (_changed(lambda g: g.input.append(g.input[0])), "two inputs are named 'x'"),
+    (_changed(lambda g: g.output.append(g.output[0])), "of one name"),
+    (_changed(lambda g: g.node.append(g.node[0])), "which is made already"),
+    (_changed(lambda g: g.ClearField("output")), "no outputs"),
+    (_changed(lambda g: g.ClearField("node")), "has no nodes"),
+    (_changed(lambda g: g.output[0].CopyFrom(helper.make_empty_tensor_value_info("z"))), "'z' is made by no node"),
+    (_changed(lambda g: setattr(g.node[0], "domain", "com.acme")), "'com.acme' is not known"),
+    (_changed(lambda g: g.node[0].attribute.append(g.node[0].attribute[0])), "two attributes|twice|duplicate"),
+    (_changed(lambda g: g.sparse_initializer.add()), "sparse"),
+    (_changed(_dims(1, -3, 4, 4)), "'x' has length -3"),
+    (_changed(_dims(1, 0, 4, 4)), "'x' has length 0"),
+    (_changed(_dims(1, 2**40, 4, 4)), "'x' has length 1099511627776"),
+    (_changed(_dims(*[1] * 30)), "'x' has 30 dimensions"),
+    (_changed(lambda g: g.input[0].ClearField("type")), "'x' is no tensor"),
+    (_changed(lambda g: g.input[0].type.tensor_type.ClearField("elem_type")), "'x' has element type 0"),
+]
+
+
+@pytest.mark.parametrize(("build", "words"), REFUSED)
+def test_refused(build: Callable[[], Any], words: str) -> None:
+    with pytest.raises(ModelError, match=words):
+        import_model(build())
+
+
+def test_empty_graph() -> None:
+    net = Net("empty")
+    net.input("x", (1,))
+    with pytest.raises(ModelError, match="has no nodes"):
+        import_model(net.model("x", shape=(1,)))
+
+
+def test_masks_may_be_infinite() -> None:
+    """But weights may not (see test_loader)."""
+    net = Net("mask")
+    graph = import_model(net.model(net.op("Add", net.input("x", (2,)), net.const(np.array([0, -np.inf], np.float32)))))
+    assert ops(graph) == ["Add"]
+
+
+@pytest.mark.parametrize("name", [b"n_Conv_0", b"c0", b"Conv_0", b"batch", b"small_cnn", b"Relu", b"strides", b"x"])
+def test_names_that_are_no_text(name: bytes) -> None:
+    data = small_cnn().SerializeToString()
+    data = data.replace(bytes([len(name)]) + name, bytes([len(name)]) + b"\xff" * len(name))
+    with pytest.raises(ModelError, match="UTF-8"):
+        import_model(data)
+
+
+def test_tables_are_of_operators() -> None:
+    """Every operator in the table is ONNX's; none is both listed and refused."""
+    known = {s.name for s in onnx.defs.get_all_schemas() if s.domain == ""}
+    assert set(ONNX_OPERATORS) <= known | {"SwiGLU"}  # the newest came after the oldest onnx we take
+    assert not set(ONNX_OPERATORS) & set(NOT_SUPPORTED)
+    tested = {name.split()[0] for name in QUANTIZED} | {op for op, *_ in FUSED}
+    alike = {"QLinearConv", "QuantizeLinear", "DequantizeLinear", "TransposeMatMul"}
+    assert set(CONTRIB_OPERATORS) <= tested | alike
