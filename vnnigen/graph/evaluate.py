@@ -150,17 +150,19 @@ def run_reference(
 ) -> dict[str, Array]:
     """Compute `wanted` values (default: the outputs) of a graph from arrays of its inputs, node by node.
 
+    Any value may be fed in place of what is before it.
+
     Quantized weights count as the f32 ones they stand for, annotations of values and precisions are ignored. Raises
     ModelError naming an input that is missing, a value that does not exist, or a node that cannot be computed.
     """
     names = list(graph.outputs if wanted is None else wanted)
     values: dict[str, Array] = {name: np.asarray(x) for name, x in feeds.items()}
     left: dict[str, int] = {}
-    needed, todo = set(names), []
+    needed, todo = set(names) - set(values), []
     for node in reversed(graph.nodes):
         if needed.intersection(node.outputs):
             todo.append(node)
-            needed.update(name for name in node.inputs if name)
+            needed.update(name for name in node.inputs if name and name not in values)
     for node in todo:
         for name in node.inputs:
             left[name] = left.get(name, 0) + 1

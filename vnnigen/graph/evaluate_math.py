@@ -25,13 +25,14 @@ def _erf_table() -> tuple[AnyArray, AnyArray]:
 
 
 def erf(x: AnyArray) -> AnyArray:
-    """The error function in f64: four terms of Taylor's series about the nearest of 769 points (within 1e-11)."""
+    """The error function in f64: five terms of Taylor's series about the nearest of 769 points (within 1e-12)."""
     points, values = _erf_table()
     clipped = np.clip(np.nan_to_num(x.astype(np.float64)), -6, 6)
     at = np.rint(clipped * 64).astype(np.int64) + 6 * 64
     p = points[at]
     h = clipped - p
-    terms = 1 - p * h + (4 * p * p - 2) * h * h / 6 + (12 * p - 8 * p**3) * h**3 / 24
+    q = p * p
+    terms = 1 - p * h + (4 * q - 2) * h**2 / 6 + (12 - 8 * q) * p * h**3 / 24 + (16 * q * q - 48 * q + 12) * h**4 / 120
     y: AnyArray = values[at] + 2 / np.sqrt(np.pi) * np.exp(-p * p) * h * terms
     return np.where(np.isnan(x), np.nan, y)
 

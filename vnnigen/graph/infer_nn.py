@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from vnnigen.graph.attributes import axes_of, axis_of, int_attr, ints_attr, str_attr
 from vnnigen.graph.dtypes import onnx_type
-from vnnigen.graph.evaluate_rest import resize_scales
+from vnnigen.graph.evaluate_rest import resize_scales, resized_length
 from vnnigen.graph.infer_base import Shape, Site, rule, same_length
 from vnnigen.graph.ir import Dim, ElemType, TensorType
 from vnnigen.graph.windows import transposed, window_counts, windows
@@ -124,7 +124,9 @@ def resize(site: Site) -> TensorType:
         wish = None if given is None or i >= given.size else given.reshape(-1)[i].item()
         if sizes is not None and wish is not None and stretched:
             out[axis] = int(wish)
-        elif not (sizes is None and wish == 1):
+        elif sizes is None and wish is not None and isinstance(x[axis], int):
+            out[axis] = resized_length(int(x[axis]), float(wish))
+        elif sizes is not None or wish != 1:
             out[axis] = site.fresh(axis)
     return TensorType(kind, tuple(out))
 
