@@ -57,7 +57,7 @@ def _compute(node: Node, inputs: Sequence[Array | None]) -> tuple[AnyArray, ...]
         return _by_reference(node, inputs)
     except ModelError:
         raise
-    except (ValueError, IndexError, TypeError, AttributeError) as error:
+    except (ValueError, ArithmeticError, IndexError, TypeError, AttributeError) as error:
         shapes = [None if x is None else x.shape for x in inputs]
         raise node_error(node, f"cannot be computed on {shapes}: {error}") from error
     return results if isinstance(results, tuple) else (np.asarray(results),)

@@ -88,11 +88,23 @@ def apply_rule(site: Site) -> tuple[TensorType, ...]:
     rule = shape_rule(site.node.op)
     if rule is None:
         raise site.error("this operator is not known")
-    made = rule(site)
+    try:
+        made = rule(site)
+    except ModelError:
+        raise
+    except (
+        ValueError,
+        ArithmeticError,
+        IndexError,
+        TypeError,
+    ) as error:  # numbers that no rule expects: NaN scales, ...
+        raise site.error(f"its type cannot be told: {error}") from error
     outputs = (made,) if isinstance(made, TensorType) else tuple(made)
     if len(site.node.outputs) > len(outputs):
         raise site.error(f"has {len(site.node.outputs)} outputs, at most {len(outputs)} are known")
     for kind in outputs:
+        if any(isinstance(d, int) and d < 0 for d in kind.shape or ()):
+            raise site.error(f"its result would be of shape {kind.shape}")
         size = prod((d for d in kind.shape or () if isinstance(d, int)), start=numpy_dtype(kind.dtype).itemsize)
         if size > MAX_TENSOR_BYTES and 0 not in (kind.shape or ()):
             raise site.error(f"its result of shape {kind.shape} would take {size} bytes")
