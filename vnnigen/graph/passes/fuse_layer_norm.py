@@ -42,9 +42,7 @@ def fuse_layer_norm(graph: Graph) -> int:
     """Replace the expression by one node, then let it take scale and bias."""
     edit = Edit(graph)
     for node in edit:
-        if _recognise(edit, node):
-            continue
-        if node.op in ("Mul", "Add"):
+        if not node.fused and not _recognise(edit, node) and node.op in ("Mul", "Add"):
             _take_constant(edit, node)
     return edit.finish()
 
@@ -109,7 +107,7 @@ def _take_constant(edit: Edit, node: Node) -> None:
     graph = edit.graph
     for value, constant in (node.inputs, node.inputs[::-1]):
         norm = edit.maker(value)
-        if norm is None or norm.op != "LayerNormalization" or norm.fused or node.fused:
+        if norm is None or norm.op != "LayerNormalization" or norm.fused:
             continue
         shape, out = dims(graph, value), dims(graph, node.output)
         old = f32_constant(graph, norm.inputs[1])
