@@ -182,11 +182,18 @@ class StridedKey(NoScratch):
         return SIZE[self.kinds[operand]]
 
 
-def make_launches(key: StridedKey, parts: Sequence[Blocks], consts: npt.NDArray[np.uint8]) -> list[tuple[Any, Any]]:
-    """Launches (key, constants) of all parts: `key` with their strides; `consts` with their tables behind."""
+def make_launches(
+    key: StridedKey, parts: Sequence[Blocks], consts: npt.NDArray[np.uint8], offsets: Strides | None = None
+) -> list[tuple[Any, npt.NDArray[np.uint8]]]:
+    """Launches (key, constants) of all parts: `key` with their strides; `consts` with their tables behind.
+
+    `offsets` says how far the operands' first elements are from their starts.
+    """
     launches = []
     for i, part in enumerate(parts):
         table = part.table.copy()
+        if offsets is not None:
+            table[:, : len(offsets)] += np.array(offsets, np.int64)
         for operand in range(len(key.kinds) - 1):
             table[:, operand] *= key.size(operand)
         block = aligned(len(consts) + table.nbytes)

@@ -70,6 +70,11 @@ class TransposeKey(NoScratch):
         return self.pixels if self.to_nhwc else self.channels
 
     @property
+    def pitches(self) -> tuple[int, int]:
+        """Bytes between rows of the source, and between rows of the destination."""
+        return self.cols * SIZE[self.src], self.rows * SIZE[self.out]
+
+    @property
     def image(self) -> bool:
         """Whether the channels are those of an image, and bytes can be permuted."""
         return VBMI in self.extras and takes_images(self.src, self.out, self.channels, converts=self.spec is not None)
@@ -142,18 +147,18 @@ class TransposeKey(NoScratch):
 
     def build(self, features: frozenset[str] | None) -> Code:
         """Generate the code."""
-        return _Transpose(self, None if features is None else features | self.extras).build()
+        return TransposeCode(self, None if features is None else features | self.extras).build()
 
 
-class _Transpose:
+class TransposeCode:
     """Emits one key: steps > chunks > tiles of channels > tiles of pixels."""
 
     def __init__(self, key: TransposeKey, features: frozenset[str] | None) -> None:
         self.key = key
-        planes, pixels = (1, key.pixels), (key.channels, 1)
         # Distances of neighbouring pixels and of neighbouring channels, in bytes.
-        self.src_px, self.src_ch = (d * SIZE[key.src] for d in (planes if key.to_nhwc else pixels))
-        self.dst_px, self.dst_ch = (d * SIZE[key.out] for d in (pixels if key.to_nhwc else planes))
+        (src_row, dst_row), src, dst = key.pitches, SIZE[key.src], SIZE[key.out]
+        self.src_px, self.src_ch = (src, src_row) if key.to_nhwc else (src_row, src)
+        self.dst_px, self.dst_ch = (dst_row, dst) if key.to_nhwc else (dst, dst_row)
         px, ch = key.chunk, 64
         check_offsets(
             f"{key.pixels} pixels or {key.channels} channels",
@@ -182,9 +187,8 @@ class _Transpose:
             div_const(a, image, self.index, parts, key.steps)
             a.imul(r["tmp"], image, -parts)
             a.add(self.index, r["tmp"])
-        for pointer, size, px, slot in (("src", key.src, self.src_px, ARG_SRC), ("dst", key.out, self.dst_px, ARG_DST)):
-            a.imul(r[pointer], image, key.pixels)
-            a.imul(r[pointer], r[pointer], key.channels * SIZE[size])
+        self._find_image(image)
+        for pointer, px, slot in (("src", self.src_px, ARG_SRC), ("dst", self.dst_px, ARG_DST)):
             a.add(r[pointer], Mem(self.args, 8 * slot))
             a.imul(r["tmp"], self.index, share)
             a.imul(r["tmp"], r["tmp"], px)
@@ -198,6 +202,12 @@ class _Transpose:
             only_last(a, self.index, parts, lambda: self._chunk(key.pixels % chunk))
         a.ret()
         return a.finalize().encode()
+
+    def _find_image(self, image: Reg) -> None:
+        """Set both cursors to the image's distance from the start, in bytes."""
+        for pointer, size in (("src", self.key.src), ("dst", self.key.out)):
+            self.a.imul(self.r[pointer], image, self.key.pixels)
+            self.a.imul(self.r[pointer], self.r[pointer], self.key.channels * SIZE[size])
 
     def _move(self, pixels: int, channels: int) -> None:
         """Move both cursors."""

@@ -38,7 +38,7 @@ class TileCode:
 
     def __init__(self, key: TransposeKey) -> None:
         self.key, self.tier = key, key.tier
-        self.src_pitch, self.dst_pitch = key.cols * SIZE[key.src], key.rows * SIZE[key.out]
+        self.src_pitch, self.dst_pitch = key.pitches
         self.masks: dict[int, Reg] = {}
 
     @property
