@@ -258,3 +258,23 @@ def test_padding_with_several_readers() -> None:
     y = pad(b, b.input(2, 6, 7, 8), 0, 0, 1, 1, 0, 0, 1, 1)
     graph = b.graph(b.conv(y, 6, 4, k=3), b.conv(y, 6, 4, k=1))
     assert check(graph, fuse_pad, changes=1) == ["Pad", "Conv", "Conv"]
+
+
+def test_steps_of_elementwise_nodes_move_on() -> None:
+    """Arithmetic that fused before the convolution could take it is taken with all its steps."""
+    b = Build()
+    y = b.op("HardSwish", b.conv(b.input(2, 6, 5, 5), 6, 6))
+    graph = b.graph(b.op("Relu", b.op("Add", b.op("Mul", y, b.const([1.5])), b.random(6, 1, 1))))
+    check(graph, run_all)
+    assert [n.op for n in graph] == ["Conv"]
+    assert steps(graph) == ["HardSwish", "Mul", "Add", "Relu"]
+
+
+def test_constants_of_elementwise_nodes_have_all_dimensions() -> None:
+    """A vector alone would be taken for one along another dimension where images lie channels last."""
+    b = Build()
+    y = b.op("Mul", b.input(2, 5, 4, 5), b.random(5, 1, 1))
+    graph = b.graph(b.op("Add", y, b.random(5)))
+    check(graph, run_all)
+    (mul,) = graph.nodes
+    assert graph.shape(mul.inputs[2]) == (1, 1, 1, 5)

@@ -43,7 +43,7 @@ class Edit:
         for slot in self._slots:
             for node in list(slot):
                 if node.domain == "":
-                    yield replace(node, inputs=tuple(map(self.final, node.inputs)))
+                    yield self._current(node)
 
     # Looking.
 
@@ -58,7 +58,11 @@ class Edit:
         node = self._producers.get(name)
         if node is None or node.domain != "":
             return None
-        return replace(node, inputs=tuple(map(self.final, node.inputs)))
+        return self._current(node)
+
+    def _current(self, node: Node) -> Node:
+        inputs = tuple(map(self.final, node.inputs))
+        return node if inputs == node.inputs else replace(node, inputs=inputs)
 
     def maker(self, name: str) -> Node | None:
         """The node that makes a value which may vanish: its only result, read once, no output, not quantized."""
@@ -135,16 +139,18 @@ class Edit:
         self._renamed[old] = new
         self._uses[new] += self._uses.pop(old, 0)
 
-    def absorb(self, node: Node, host: Node, steps: Iterable[Fused], operands: Iterable[str] = ()) -> None:
-        """Let `host` do what `node` does to its result, as fused steps; each `operand` is read by a step in turn.
+    def absorb(self, node: Node, host: Node, steps: Iterable[Fused] = (), operands: Iterable[str] = ()) -> None:
+        """Let `host` do what `node` does to its result: `steps`, then those that are fused into the node already.
 
-        Steps that read a tensor have `operand` -1 here, and get the index that theirs has among the inputs.
+        Each operand is read by a step in turn: those have `operand` -1 here, and get its index among the inputs.
+        `host` may differ, but for its name, from the node that stands in the graph.
         """
         inputs = list(host.inputs)
         if host.op in WEIGHTED:
             inputs += [""] * (3 - len(inputs))  # the bias' place
-        left, fused = iter(operands), list(host.fused)
-        for step in steps:
+        left = iter((*operands, *(node.inputs[step.operand] for step in node.fused if step.operand is not None)))
+        fused = list(host.fused)
+        for step in (*steps, *node.fused):
             if step.operand is not None:
                 step = replace(step, operand=len(inputs))  # noqa: PLW2901
                 inputs.append(next(left))

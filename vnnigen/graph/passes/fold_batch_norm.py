@@ -55,7 +55,7 @@ def _into_host(edit: Edit, node: Node, affine: Affine) -> bool:
     new = fold_after(edit, host, affine)
     if new is None:
         return False
-    edit.put(node, replace(new, outputs=node.outputs), without=[host])
+    edit.absorb(node, new)
     return True
 
 

@@ -16,7 +16,7 @@ def fuse_activation(graph: Graph) -> int:
     """Fuse activations into the node before them, if nobody else reads its result."""
     edit = Edit(graph)
     for node in edit:
-        host = edit.maker(node.inputs[0]) if node.inputs and not node.fused and len(node.outputs) == 1 else None
+        host = edit.maker(node.inputs[0]) if node.inputs and len(node.outputs) == 1 else None
         if host is None or host.op not in HOSTS or not is_f32(graph, node.output):
             continue
         if node.op == "HardSigmoid":

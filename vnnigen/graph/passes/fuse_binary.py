@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from vnnigen.graph.ir import Fused, Graph, Node
@@ -26,9 +24,9 @@ def fuse_binary(graph: Graph) -> int:
     """Fuse arithmetic with constants, one per channel or one for all."""
     edit = Edit(graph)
     for node in edit:
-        if node.op not in ("Add", "Sub", "Mul", "Div") or node.fused or not is_f32(graph, node.output):
+        if node.op not in ("Add", "Sub", "Mul", "Div") or not is_f32(graph, node.output):
             continue
-        for first, (constant, value) in ((True, node.inputs), (False, node.inputs[::-1])):
+        for first, (constant, value) in ((True, node.inputs[:2]), (False, node.inputs[1::-1])):
             host = edit.maker(value)
             if host is not None and plain(graph, constant) is not None and _fuse(edit, node, host, constant, first):
                 break
@@ -41,7 +39,7 @@ def _fuse(edit: Edit, node: Node, host: Node, constant: str, first: bool) -> boo
     if affine is None:
         return False
     if host.op in WEIGHTED and (new := fold_after(edit, host, affine)) is not None:
-        edit.put(node, replace(new, outputs=node.outputs), without=[host])
+        edit.absorb(node, new)
         return True
     if host.op not in HOSTS or not all(np.isfinite(part.astype(np.float32)).all() for part in affine):
         return False
@@ -69,4 +67,4 @@ def _values(graph: Graph, node: Node, host: Node, constant: str) -> F64 | None:
     padded = (1,) * (len(shape) - values.ndim) + values.shape
     channels_at = {1, len(shape) - 1}
     along = [axis for axis, length in enumerate(padded) if length != 1]
-    return values if len(along) == 1 and along[0] in channels_at else None
+    return values.reshape(padded) if len(along) == 1 and along[0] in channels_at else None

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from vnnigen.graph.attributes import float_attr
 from vnnigen.graph.ir import Attr, Graph, Node
 from vnnigen.graph.passes.edit import Edit, is_f32, plain, rank
-from vnnigen.graph.passes.pattern import Match, match, products
+from vnnigen.graph.passes.pattern import Match, match, operators, products
 
 
 def _gelu() -> Iterator[tuple[object, ...]]:
@@ -93,8 +93,10 @@ def _legal(graph: Graph, node: Node, found: Match) -> bool:
 def fuse_patterns(graph: Graph) -> int:
     """Replace expressions that are one activation by that."""
     edit = Edit(graph)
+    present = {node.op for node in graph} | {"HardSigmoid"}  # which may be made here
+    possible = {op: [p for p in table if operators(p[0]) <= present] for op, table in _PATTERNS.items()}
     for node in edit:
-        for pattern, op, attrs in _PATTERNS.get(node.op, ()):
+        for pattern, op, attrs in possible.get(node.op, ()):
             found = match(edit, node, pattern)
             if found is not None and _legal(graph, node, found):
                 made = Node(node.name, op, (found.names["x"],), node.outputs, attrs)

@@ -23,8 +23,7 @@ def fuse_sum(graph: Graph) -> int:
             other = node.inputs[1 - node.inputs[:2].index(value)]
             host = edit.maker(value)
             assert host is not None
-            operands = [other, *(node.inputs[step.operand] for step in node.fused if step.operand is not None)]
-            edit.absorb(node, host, [Fused("Add", operand=-1), *node.fused], operands)
+            edit.absorb(node, host, [Fused("Add", operand=-1)], [other])
     return edit.finish()
 
 

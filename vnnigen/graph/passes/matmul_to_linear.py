@@ -21,7 +21,7 @@ def matmul_to_linear(graph: Graph) -> int:
         made = _gemm(edit, node, transposed) if node.op == "Gemm" else made
         if made is not None:
             edit.put(node, made)
-        elif node.op == "Add" and not node.fused:
+        elif node.op == "Add":
             _take_bias(edit, node)
     return edit.finish()
 
@@ -99,11 +99,11 @@ def _gemm_bias(graph: Graph, name: str, n: int, beta: float) -> F64 | None:
 
 
 def _take_bias(edit: Edit, node: Node) -> None:
-    for value, constant in (node.inputs, node.inputs[::-1]):
+    for value, constant in (node.inputs[:2], node.inputs[1::-1]):
         host = edit.maker(value)
         if host is not None and host.op == "Linear":
             offset = channel_values(edit.graph, host, constant)
             new = None if offset is None else fold_after(edit, host, Affine(np.ones_like(offset), offset))
             if new is not None:
-                edit.put(node, replace(new, outputs=node.outputs), without=[host])
+                edit.absorb(node, new)
                 return

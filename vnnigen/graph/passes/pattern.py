@@ -79,6 +79,13 @@ def _value(edit: Edit, names: tuple[str, ...], pattern: object, so_far: Match) -
             yield from _node(edit, maker, pattern, so_far)
 
 
+def operators(pattern: object) -> frozenset[str]:
+    """The operators that occur in a pattern."""
+    if not isinstance(pattern, tuple):
+        return frozenset()
+    return frozenset({str(pattern[0])}).union(*map(operators, pattern[1:]))
+
+
 def products(*factors: object) -> Iterator[tuple[object, ...]]:
     """A product of two or three factors, in every way to set parentheses."""
     if len(factors) == 2:
