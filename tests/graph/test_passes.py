@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -88,12 +91,16 @@ def test_each_pass_alone(kinds: list[tuple[str, int]], run: object) -> None:
 # Models.
 
 
-@pytest.fixture
-def models() -> object:
+def imported(name: str, seed: int = 0) -> tuple[Graph, dict[str, npt.NDArray[Any]]]:
+    """A small model as a graph with types, and random inputs."""
     pytest.importorskip("onnx")
-    from tests.graph import models
+    from tests.graph.models import BUILDERS, feeds
+    from vnnigen.graph.importer import import_model
 
-    return models
+    model = BUILDERS[name](seed=seed)
+    graph = import_model(model)
+    infer(graph)
+    return graph, feeds(model, seed)
 
 
 #: What is left of each model, at most, besides the arithmetic of shapes.
@@ -108,14 +115,8 @@ LEFT = {
     "name", ["small_cnn", "mobile_block", "bert_layer", "detector_head", "qdq_cnn", "qoperator_cnn"]
 )
 @pytest.mark.parametrize("seed", [0, 1])
-def test_models_keep_their_outputs(models: object, name: str, seed: int) -> None:
-    from tests.graph.models import BUILDERS, feeds
-    from vnnigen.graph.importer import import_model
-
-    model = BUILDERS[name](seed=seed)
-    graph = import_model(model)
-    infer(graph)
-    inputs = feeds(model, seed)
+def test_models_keep_their_outputs(name: str, seed: int) -> None:
+    graph, inputs = imported(name, seed)
     before = run_reference(graph, inputs)
     outputs = graph.outputs
     run_passes(graph)
@@ -127,12 +128,8 @@ def test_models_keep_their_outputs(models: object, name: str, seed: int) -> None
         assert {n.op for n in graph} <= LEFT[name]
 
 
-def test_quantizers_of_models_stay(models: object) -> None:
-    from tests.graph.models import BUILDERS
-    from vnnigen.graph.importer import import_model
-
-    graph = import_model(BUILDERS["qdq_cnn"]())
-    infer(graph)
+def test_quantizers_of_models_stay() -> None:
+    graph, _ = imported("qdq_cnn")
     count = sum(n.op == "QuantizeLinear" for n in graph)
     run_passes(graph)
     assert sum(n.op == "QuantizeLinear" for n in graph) == count > 0
