@@ -15,7 +15,7 @@ from vnnigen.kernels.types import F64
 from vnnigen.quant.observers import Counts, Histogram, Range
 
 _EPSILON = 1e-9  # for probabilities of zero
-_CANDIDATES = 256  # ends that are tried
+_CANDIDATES = 128  # ends that are tried
 
 
 def percentile_range(histogram: Histogram, percentile: float, symmetric: bool) -> Range:
