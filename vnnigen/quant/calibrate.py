@@ -11,6 +11,7 @@ from vnnigen.errors import QuantizationError
 from vnnigen.graph.dtypes import numpy_dtype
 from vnnigen.graph.evaluate import run_reference
 from vnnigen.graph.ir import Array, Graph, TensorType
+from vnnigen.graph.network import Network
 from vnnigen.kernels.types import F64
 from vnnigen.quant.observers import Histogram, Mean, MinMax, Range
 from vnnigen.quant.policy import WEIGHTED, decide
@@ -55,7 +56,7 @@ def calibrate(
     A sample is an array for the only input, or a dict of arrays, each of the shape of its input (any length along
     symbolic dimensions; a multiple of the batch, where that is fixed). Samples are read once, one at a time, and
     memory does not grow with their number. `progress` is called after each with their number so far. `runner` makes,
-    from the graph and the names wanted, what runs the samples; the default is the NumPy reference.
+    from the graph and the names wanted, what runs the samples: by default the native f32 network.
 
     Raises QuantizationError for samples that do not fit the inputs, for none at all, and for NaN or infinity in a
     sample or a value, naming it.
@@ -67,7 +68,7 @@ def calibrate(
     observers: dict[str, MinMax | Histogram] = {
         name: MinMax(name) if config.method == "minmax" else Histogram(name) for name in wanted
     }
-    run = (runner or reference_runner)(graph, tuple(wanted))
+    run = (runner or native_runner)(graph, tuple(wanted))
     count = 0
     for sample in samples:
         for feeds in check_sample(graph, sample, count):
@@ -92,6 +93,22 @@ def _range(observer: MinMax | Histogram, config: QuantConfig) -> Range:
     if config.method == "kl":
         return kl_range(observer, symmetric)
     return percentile_range(observer, config.percentile, symmetric)
+
+
+def native_runner(graph: Graph, wanted: tuple[str, ...]) -> Runner:
+    """Run a graph natively, in f32, with more outputs: all that is wanted. Its types must be inferred."""
+    made = tuple(name for name in wanted if name not in graph.inputs)
+    watched = graph.copy()
+    watched.outputs = made or graph.outputs
+    watched.prune()
+    network = Network(watched)
+
+    def run(feeds: Feeds) -> Mapping[str, Array]:
+        results = network(feeds)
+        values = results if isinstance(results, tuple) else (results,)
+        return {**feeds, **dict(zip(watched.outputs, values, strict=True))}
+
+    return run
 
 
 def reference_runner(graph: Graph, wanted: tuple[str, ...]) -> Runner:
