@@ -17,6 +17,12 @@ holds them against float64 over all of f32):
     silu       v / (1 + exp(-a v))                                        3 ulp for a = 1, else 3 + |a v| ulp
     gelu       max(v, 0) - |v| exp(-v**2/2) P(|v|)/Q(|v|)                 8 ulp
     gelu_tanh  v / (1 + exp(-2u)), u = sqrt(2/pi) (v + 0.044715 v**3)     3 + 5|u| ulp, 2**-24 where v < 0
+    exp        exp(v)                                                     2 ulp
+    erf        v P(v**2)/Q(v**2), 1 from |v| = 3.93 on                    5 ulp
+    softplus   max(v, 0) + log(1 + e), e = exp(-|v|)                      4 ulp
+    mish       v n/(n + 2), n = e (e + 2), e = exp(v)                     7 ulp
+    rsqrt      1 / sqrt(v)                                                1 ulp
+    cube       v v v                                                      1 ulp
 
 and 2**-120 where results underflow: 2**n ends at 2**-127.5. (The argument of exp is rounded, which multiplies the
 result's relative error by it; gelu carries the rounding error along, so there it does not.) NaN gives NaN, infinities
@@ -101,6 +107,7 @@ MEANINGS: dict[str, Callable[..., Any]] = {
     "sub": lambda a, b: a - b,
     "mul": lambda a, b: a * b,
     "div": lambda a, b: a / b,
+    "sqrt": np.sqrt,
     "max": lambda a, b: np.where(a > b, a, b),
     "min": lambda a, b: np.where(a < b, a, b),
     "and": _bitwise(np.bitwise_and),
@@ -179,11 +186,11 @@ def _horner(p: Program, x: Var, coefficients: tuple[float, ...]) -> Var:
     return total
 
 
-def _reduce(p: Program, x: Var, low: Var | None = None) -> tuple[Var, Var, Var]:
-    """For -89 <= x <= 88: (r, h, 2**n) with exp(-x - low/2) = 2**n * (1 + r*h)."""
-    shifted = p.fma(x, -_LOG2_E, _ROUND)
+def _reduce(p: Program, x: Var, low: Var | None = None, less: int = 0) -> tuple[Var, Var, Var]:
+    """For -89 <= x <= 88: (r, h, 2**(n - less)) with exp(-x - low/2) = 2**n * (1 + r*h)."""
+    shifted = p.fma(x, -_LOG2_E, _ROUND - less)
     power = p.exponent(shifted)
-    n = p.sub(shifted, _ROUND)
+    n = p.sub(shifted, _ROUND - less)
     r = p.fma(n, _LN2_HIGH, x)
     r = p.fma(n, _LN2_LOW, r)
     if low is not None:
@@ -251,6 +258,43 @@ def _hardswish(p: Program) -> None:
     p.mul(p.mul(p.min(6.0, p.add(u, 3.0)), 1 / 6), u)
 
 
+# erf(v)/v over t = v**2 on |v| <= 3.93, relative error 2**-25.6.
+_ERF_P = (1.12837914537, 0.190783163926, 0.0527901854396, 0.00377957746749, 0.000284807376644, 2.04196911284e-06)
+_ERF_Q = (1.0, 0.502409896528, 0.114257235561, 0.0149973738661, 0.00116520407967, 3.80039936225e-05)
+_ERF_END = 3.93
+# log(1 + e)/e on 0 <= e <= 1, relative error 2**-29.9.
+_LOG_P = (0.99999999906007, 1.06621870422, 0.238157663597, 0.00341728604534)
+_LOG_Q = (1.0, 1.56621857369, 0.687936543756, 0.0752873378912)
+
+
+def _exp(p: Program) -> None:
+    # 2**n is made of halves, for n may be 128.
+    x = p.mul(p.max(-87.6, p.min(89.0, V)), -1.0)
+    r, h, half = _reduce(p, x, less=1)
+    p.mul(p.mul(p.fma(r, h, 1.0), half), 2.0)
+
+
+def _erf(p: Program) -> None:
+    x = p.max(-_ERF_END, p.min(_ERF_END, V))
+    square = p.mul(x, x)
+    y = p.div(p.mul(x, _horner(p, square, _ERF_P)), _horner(p, square, _ERF_Q))
+    p.max(-1.0, p.min(1.0, y))
+
+
+def _softplus(p: Program) -> None:
+    r, h, power = _reduce(p, p.min(88.0, p.and_(V, Bits(0x7FFFFFFF))))
+    e = p.mul(p.fma(r, h, 1.0), power)
+    log = p.div(p.mul(e, _horner(p, e, _LOG_P)), _horner(p, e, _LOG_Q))
+    p.add(log, p.max(0.0, V))
+
+
+def _mish(p: Program) -> None:
+    r, h, power = _reduce(p, p.mul(p.max(-88.0, p.min(40.0, V)), -1.0))
+    e = p.mul(p.fma(r, h, 1.0), power)
+    n = p.mul(e, p.add(e, 2.0))
+    p.mul(p.div(n, p.add(n, 2.0)), p.max(-_LARGEST, V))
+
+
 @lru_cache
 def exp_minus(less: int) -> Program:
     """2**-less * exp(-v), which softmax needs, for 0 <= v <= exp_end(less).
@@ -274,7 +318,7 @@ def exp_end(less: int) -> np.float32:
     return end
 
 
-def _traced(write: Callable[[Program], None]) -> Program:
+def _traced(write: Callable[[Program], object]) -> Program:
     program = Program()
     write(program)
     return program
@@ -288,4 +332,14 @@ PROGRAMS: dict[str, Program] = {
     "gelu": _traced(_gelu),
     "gelu_tanh": _traced(_gelu_tanh),
     "hardswish": _traced(_hardswish),
+    "exp": _traced(_exp),
+    "erf": _traced(_erf),
+    "softplus": _traced(_softplus),
+    "mish": _traced(_mish),
+    "sqrt": _traced(lambda p: p.sqrt(V)),
+    "rsqrt": _traced(lambda p: p.div(1.0, p.sqrt(V))),
+    "reciprocal": _traced(lambda p: p.div(1.0, V)),
+    "abs": _traced(lambda p: p.and_(V, Bits(0x7FFFFFFF))),
+    "square": _traced(lambda p: p.mul(V, V)),
+    "cube": _traced(lambda p: p.mul(p.mul(V, V), V)),
 }

@@ -18,7 +18,7 @@ from vnnigen.kernels.approx import PROGRAMS, Bits, Operation, Program, Scalar, T
 #: A register number, or a constant or a scalar in memory.
 Place = int | Bits | Scalar | Table
 _FMA = {"fma": "vfmadd", "fms": "vfmsub", "fnma": "vfnmadd"}
-_PLAIN = {n: f"v{n}ps" for n in ("add", "sub", "mul", "div", "max", "min", "and", "or")}
+_PLAIN = {n: f"v{n}ps" for n in ("add", "sub", "mul", "div", "max", "min", "and", "or", "sqrt")}
 _PLAIN |= {"plus": "vpaddd", "pick": "vpermd"}
 #: Shifts to the left, by how much.
 _SHIFTS = {"exponent": 23, "eighths": 20}

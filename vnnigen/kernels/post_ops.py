@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -277,6 +277,31 @@ class GELU(PostOp):
     def steps(self, s: float) -> tuple[Step, ...]:
         """Lower to one `gelu` or `gelu_tanh` step."""
         return (Step("gelu" if self.approximate == "none" else "gelu_tanh", ()),)
+
+
+FunctionName = Literal[
+    "exp", "erf", "softplus", "mish", "sqrt", "rsqrt", "reciprocal", "abs", "square", "cube"
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Function(PostOp):
+    """A function by its name; how exact each is says `kernels.approx` (sqrt, reciprocal, abs, square: half an ulp).
+
+    Raises QuantizationError for a name that is none of these.
+    """
+
+    name: FunctionName
+    piecewise_linear: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Check the name."""
+        if self.name not in get_args(FunctionName):
+            raise QuantizationError(f"Function takes one of {', '.join(get_args(FunctionName))}, not {self.name!r}")
+
+    def steps(self, s: float) -> tuple[Step, ...]:
+        """Lower to one step of that kind."""
+        return (Step(self.name, ()),)
 
 
 def check_sum_zero_point(zero_point: int, dtype: DType) -> None:

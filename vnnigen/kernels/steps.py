@@ -59,9 +59,10 @@ ValueRange = Callable[[float, float, F32, Range], Range]
 
 # The number of scalars of each kind (a zero point, where present, adds one), and the kinds with a tensor.
 STEP_SCALARS: dict[str, int] = {
+    **dict.fromkeys(PROGRAMS, 0),
     "sum": 1, "linear": 2, "max": 1, "min": 1, "leaky": 1, "tensor_mul": 1, "tensor_max": 1, "tensor_min": 1,
     "channel_add": 0, "channel_mul": 0, "channel_max": 0, "channel_min": 0,
-    "hardswish": 0, "sigmoid": 0, "tanh": 0, "silu": 1, "gelu": 0, "gelu_tanh": 0, "to_s32": 0,
+    "silu": 1, "to_s32": 0,
 }  # fmt: skip
 TENSOR_KINDS = frozenset({"sum", "tensor_mul", "tensor_max", "tensor_min"})
 #: Kinds with a constant per output channel.
@@ -232,5 +233,6 @@ STEP_RANGE: dict[str, ValueRange] = {
     "channel_min": _less_range,
     "sigmoid": _unit_range(0.0),
     "tanh": _unit_range(-1.0),
-    **dict.fromkeys(("hardswish", "silu", "gelu", "gelu_tanh"), _gate_range),
+    "erf": _unit_range(-1.0),
+    **dict.fromkeys(("hardswish", "silu", "gelu", "gelu_tanh", "mish"), _gate_range),
 }
