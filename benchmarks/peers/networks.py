@@ -160,5 +160,5 @@ def run_worker(engine: str, place: Place, *words: str, environment: dict[str, st
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or [f"status {done.returncode}"]
-        raise PeerError(f"{engine} cannot {words[0]} {Path(words[1]).name}: {last[0][:300]}")
+        raise PeerError(f"{engine} cannot {words[0]} {Path(words[1]).name}: {last[0]}")
     return done.stdout
