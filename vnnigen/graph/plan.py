@@ -10,7 +10,7 @@ from __future__ import annotations
 import mmap
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -135,7 +135,8 @@ class Workspace:
             self.bases[1 + plan.n_in + plan.n_out + i] = native.ffi.from_buffer(array)
         for (_, offset), buffer in zip(homes, lowered.buffers, strict=True):
             if buffer.kind == "arena" and buffer.initial is not None:
-                self.arena[offset : offset + buffer.nbytes] = buffer.initial.view(np.uint8).reshape(-1)[: buffer.nbytes]
+                contents = buffer.initial.view(np.uint8).reshape(-1)
+                self.arena[offset : offset + len(contents)] = contents
         self.views: dict[Place, Array] = {}
 
     def view(self, plan: Plan, p: Place, objects: dict[int, Array], given: Sequence[Array]) -> Any:
@@ -184,6 +185,7 @@ class Plan:
             else:
                 self.segments += [Segment(i, i + 1, False) for i in members]
         self._keep: list[Any] = []
+        self._checks: list[tuple[int, int, Callable[[Array], None]]] = []
         self._describe()
         self._free: list[Workspace] = []
         self._lock = threading.Lock()
@@ -202,6 +204,9 @@ class Plan:
             table = ffi.new("vg_operand[]", places)
             self._keep.append(table)
             self._steps[i] = (step.native.launches.descriptor, table, len(places), step_threads(step))
+            if step.native.check is not None:
+                _, offset = self.memory.homes[step.temps[0]]
+                self._checks.append((offset, step.native.temps[0].bytes, step.native.check))
         count = 1 + self.n_in + self.n_out + sum(b.kind == "const" for b in self.lowered.buffers)
         self._plan = ffi.new("vg_plan *", (self._steps, len(steps), count))
         native.check(native.lib.vg_plan_check(self._plan))
@@ -215,7 +220,7 @@ class Plan:
         return base, offset + p.offset
 
     def run(self, inputs: Sequence[Array], threads: int, times: Any = None) -> list[Array]:
-        """Run on contiguous inputs. `times`: a cffi uint64_t[] of the steps, to which nanoseconds are added, or None."""
+        """Run on contiguous inputs. `times`: None, or a uint64_t of cffi per step, to which nanoseconds are added."""
         buffers = self.lowered.buffers
         outputs = []
         for p in self.lowered.outputs:
@@ -240,8 +245,12 @@ class Plan:
         for i, p in enumerate(self.lowered.outputs):
             if buffers[p.buffer].kind != "output":
                 outputs[i] = space.view(self, p, objects, given)
-        with self._lock:
-            self._free.append(space)
+        try:
+            for offset, nbytes, check in self._checks:
+                check(space.arena[offset : offset + nbytes])
+        finally:
+            with self._lock:
+                self._free.append(space)
         return outputs
 
     def _python(self, i: int, space: Workspace, objects: dict[int, Array], given: Sequence[Array], times: Any) -> None:

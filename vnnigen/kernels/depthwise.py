@@ -361,7 +361,7 @@ class PackedDepthwise:
             strip, chunk = cut or grid(whole, mac, tile[0], most, copy, macs=macs)
             blocking = Blocking(*tile, width, 0, 1, strip, chunk, copy)
             skip = mac is FMA and run.skip_padding
-            return DepthwiseKey(self.op, flat, self.tier, mac, spec, blocking, False, 0, g.ic, 0, skip)
+            return DepthwiseKey(self.op, flat, self.tier, mac, spec, blocking, False, 0, flat.ldo, 0, skip)
 
         epilogue = epilogue_registers(spec, self.tier)
         tiles = rank_tiles(self.window, self.tier, mac, width, g.oh, g.ow, epilogue, cache)

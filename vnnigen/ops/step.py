@@ -44,6 +44,8 @@ class NativeStep:
     function: Callable[[Sequence[Array]], Array]
     macs: int = 0
     temps: tuple[Temp, ...] = ()
+    #: Called after each run with the contents of temp 0 (bytes); raises where a kernel found an input to be wrong.
+    check: Callable[[Array], None] | None = None
     #: Inputs that the output may overlay: each element is read at the place where the result goes.
     in_place: tuple[int, ...] = ()
 

@@ -50,7 +50,7 @@ def _fill(ctx: Lowering, node: Node, name: str, part: Place) -> None:
         axes -= 1
     rows = view.shape[:axes]
     pitch = common_pitch(rows, view.strides[:axes])
-    if pitch is None or pitch % view.itemsize:
+    if pitch is None or pitch % view.itemsize or (place.dtype, place.quant) == (part.dtype, part.quant):
         ctx.copy_into(name, place, part)
         return
     count = int(np.prod(rows))

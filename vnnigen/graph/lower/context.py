@@ -17,6 +17,7 @@ from vnnigen.graph.tiers import Tiers
 from vnnigen.kernels.types import DType
 from vnnigen.ops.element import Convert
 from vnnigen.ops.step import NativeStep
+from vnnigen.ops.strided_copy import copy_step
 
 T = TypeVar("T")
 Rule = Callable[["Lowering", Node], "str | None"]
@@ -271,16 +272,16 @@ class Lowering:
         """Emit what stores a value in another way, into a new buffer or `out` (of that storage)."""
         if self.buffers[place.buffer].kind == "object":
             raise ModelError(f"{name!r} has a shape that is known only at run time; no kernel can read it")
-        if place.layout is None:
-            place = self.copy(name, place, Storage(place.dtype, place.quant, storage.layout))
         out = self.fresh(place.shape, storage) if out is None else out
-        if place.dtype not in KERNEL_TYPES or storage.dtype not in KERNEL_TYPES or 0 in place.shape:
+        no_kernel = place.dtype not in KERNEL_TYPES or storage.dtype not in KERNEL_TYPES or 0 in place.shape
+        same = (place.dtype, place.quant) == (storage.dtype, storage.quant)
+        if no_kernel or (same and (place.layout is None or place.lies(storage.layout))):
             self._copy_step(name, place, out)
             return out
+        if place.layout is None:
+            place = self.copy(name, place, Storage(place.dtype, place.quant, storage.layout))
         layouts = None
-        source, target = place, out
-        if place.lies(storage.layout):
-            source = target = None  # type: ignore[assignment]  # order does not matter
+        if place.lies(storage.layout):  # the order does not matter
             count = int(np.prod(place.shape))
             source, target = (replace(p, shape=(count,), strides=(p.itemsize,)) for p in (place, out))
         else:
@@ -304,12 +305,15 @@ class Lowering:
         self._copy_step(name, place, out)
 
     def _copy_step(self, name: str, place: Place, out: Place) -> None:
-        def function(arrays: Sequence[Any]) -> Sequence[Array]:
-            return tuple(arrays)
-
-        self.steps.append(
-            Step(f"copy of {name}", "Copy", (place,), (out,), function, reason="no kernel copies such strides")
-        )
+        """Emit a copy of elements between places of one type and any strides."""
+        if 0 in place.shape or place.dtype != out.dtype:
+            reason = f"no kernel copies {place.dtype} to {out.dtype}"
+            self.steps.append(Step(f"copy of {name}", "Copy", (place,), (out,), tuple, reason=reason))
+            return
+        shape = place.shape or (1,)
+        strides = [tuple(s // p.itemsize for s in p.strides) or (1,) for p in (place, out)]
+        step = copy_step(shape, strides[0], strides[1], numpy_dtype(place.dtype), self.tiers.element)
+        self._emit(f"copy of {name}", "Copy", step, [place], out)
 
 
 def _as_image(place: Place, layout: Any) -> Place:
