@@ -17,7 +17,8 @@ from vnnigen.quant.scheme import QuantConfig
     [
         ("activations", "signed"), ("weights", "row"), ("weights", None), ("method", "mse"), ("first", "u4"),
         ("last", "u8"), ("percentile", 50), ("percentile", 100.5), ("percentile", True), ("percentile", float("nan")),
-        ("bias_correction", 1), ("overrides", ["Conv"]), ("overrides", {"Conv": "u8"}), ("overrides", {"": "f32"}),
+        ("bias_correction", 1), ("equalization", None),
+        ("overrides", ["Conv"]), ("overrides", {"Conv": "u8"}), ("overrides", {"": "f32"}),
     ],
 )  # fmt: skip
 def test_bad_choices_are_named(field: str, value: Any) -> None:

@@ -14,7 +14,7 @@ from vnnigen.graph.ir import Array, Graph, TensorType
 from vnnigen.graph.network import Network
 from vnnigen.kernels.types import F64
 from vnnigen.quant.observers import Histogram, Mean, MinMax, Range
-from vnnigen.quant.policy import WEIGHTED, decide
+from vnnigen.quant.policy import WEIGHTED, decide, pairs_to_equalize
 from vnnigen.quant.ranges import kl_range, percentile_range
 from vnnigen.quant.scheme import QuantConfig
 
@@ -28,12 +28,14 @@ Sample = Array | Feeds
 class Calibration:
     """What calibration found: the range to cover of each value, by name, and how many samples were seen.
 
-    `means` holds the mean per channel of the values that convolutions and Linear read (for bias correction).
+    `means` holds the mean per channel of the values that convolutions and Linear read (for bias correction), `channels`
+    the smallest and largest elements per channel of those that depthwise convolutions read (for equalization).
     """
 
     ranges: Mapping[str, Range]
     samples: int
     means: Mapping[str, F64] = field(default_factory=dict)
+    channels: Mapping[str, tuple[F64, F64]] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Range:
         """The range of a value. QuantizationError if it was not observed."""
@@ -68,6 +70,8 @@ def calibrate(
     observers: dict[str, MinMax | Histogram] = {
         name: MinMax(name) if config.method == "minmax" else Histogram(name) for name in wanted
     }
+    equalized = pairs_to_equalize(graph) if config.equalization and config.weights == "channel" else []
+    channels = {n.inputs[0]: MinMax(n.inputs[0], axis=1) for _, n in equalized if n.inputs[0] in observers}
     run = (runner or native_runner)(graph, tuple(wanted))
     count = 0
     for sample in samples:
@@ -77,13 +81,18 @@ def calibrate(
                 observer.update(np.asarray(values[name], np.float32))
             for name, mean in means.items():
                 mean.update(np.asarray(values[name], np.float32))
+            for name, extent in channels.items():
+                extent.update(np.asarray(values[name], np.float32))
         count += 1
         if progress is not None:
             progress(count)
     if count == 0:
         raise QuantizationError("calibration got no samples")
     ranges = {name: _range(observer, config) for name, observer in observers.items()}
-    return Calibration(ranges, count, {name: mean.value() for name, mean in means.items()})
+    return Calibration(
+        ranges, count, {name: mean.value() for name, mean in means.items()},
+        {name: (extent.lows, extent.highs) for name, extent in channels.items()},
+    )  # fmt: skip
 
 
 def _range(observer: MinMax | Histogram, config: QuantConfig) -> Range:

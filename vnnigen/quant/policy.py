@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from vnnigen.graph.ir import Graph, Node, Precision, QWeight
+from vnnigen.graph.ir import Fused, Graph, Node, Precision, QWeight
 from vnnigen.graph.storage import INT8_OPS, SAME_NUMBERS
 from vnnigen.quant.scheme import QuantConfig
 
@@ -122,6 +122,30 @@ def _matmul_obstacle(graph: Graph, node: Node) -> str | None:
     if shape is not None and isinstance(shape[-1], int) and shape[-1] > MAX_K:
         return f"K = {shape[-1]}: a sum of more than {MAX_K} products of bytes could leave s32"
     return None
+
+
+def pairs_to_equalize(graph: Graph) -> list[tuple[Node, Node]]:
+    """Convolutions and the depthwise ones that alone read their results, where channels can be scaled between them."""
+    producers, uses = graph.producers(), graph.uses()
+    pairs = []
+    for node in graph:
+        first = producers.get(node.inputs[0]) if node.inputs else None
+        shape = graph.shape(node.inputs[1]) if node.op == "Conv" else None
+        if first is None or first.op != "Conv" or shape is None or obstacle(graph, first) or obstacle(graph, node):
+            continue
+        channels = graph.shape(first.inputs[1])
+        depthwise = channels is not None and shape[1] == 1 and node.attrs.get("group") == channels[0]
+        plain = not any(isinstance(graph.constants[n.inputs[1]], QWeight) for n in (first, node))
+        if depthwise and plain and uses[node.inputs[0]] == 1 and all(map(_scalable, first.fused)):
+            pairs.append((first, node))
+    return pairs
+
+
+def _scalable(step: Fused) -> bool:
+    """Whether scaling a channel before a fused step is as good as scaling it behind."""
+    if step.op == "Clip":
+        return step.attrs.get("min") == 0
+    return step.op in ("Relu", "LeakyRelu")
 
 
 def decide(graph: Graph, config: QuantConfig, barred: Mapping[str, str] = {}) -> Policy:

@@ -13,6 +13,7 @@ from vnnigen.kernels import qparams
 from vnnigen.kernels.problem import acc_bound
 from vnnigen.kernels.types import F32
 from vnnigen.quant.calibrate import Calibration
+from vnnigen.quant.equalize import equalize
 from vnnigen.quant.observers import Range
 from vnnigen.quant.policy import WEIGHTED, Decision, Policy, decide
 from vnnigen.quant.scheme import QuantConfig
@@ -32,6 +33,7 @@ def quantize_with_report(graph: Graph, calibration: Calibration, config: QuantCo
 
     Raises QuantizationError for values that were not calibrated and for overrides that match nothing.
     """
+    graph, calibration = equalize(graph, calibration)
     barred: dict[str, str] = {}
     while True:
         policy = decide(graph, config, barred)

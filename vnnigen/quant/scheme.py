@@ -33,6 +33,7 @@ class QuantConfig:
     "f32" keep those layers out of int8; likewise `last`, whose results are f32 in any case.
     `bias_correction`: take the mean error that rounded weights make out of the bias (Nagel et al. 2019, "Data-Free
     Quantization Through Weight Equalization and Bias Correction", section 4.2, with means observed in calibration).
+    `equalization`: give the channels that enter depthwise convolutions one range (same paper, section 4.1).
     `overrides`: glob patterns of names of nodes or operators, and the precision of nodes that match; of several that
     match, the last counts, and they count more than `first` and `last`.
 
@@ -46,6 +47,7 @@ class QuantConfig:
     first: First = "auto"
     last: Last = "int8"
     bias_correction: bool = True
+    equalization: bool = True
     overrides: Mapping[str, Precision] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -58,8 +60,9 @@ class QuantConfig:
         number = isinstance(self.percentile, (int, float)) and not isinstance(self.percentile, bool)
         if not number or not 50 < self.percentile <= 100:
             raise QuantizationError(f"percentile must be above 50 and at most 100, not {self.percentile!r}")
-        if not isinstance(self.bias_correction, bool):
-            raise QuantizationError(f"bias_correction must be True or False, not {self.bias_correction!r}")
+        for name in ("bias_correction", "equalization"):
+            if not isinstance(getattr(self, name), bool):
+                raise QuantizationError(f"{name} must be True or False, not {getattr(self, name)!r}")
         if not isinstance(self.overrides, Mapping):
             raise QuantizationError(f"overrides must map patterns to precisions, not {self.overrides!r}")
         for pattern, precision in self.overrides.items():
