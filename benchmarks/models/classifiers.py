@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx
 
-from benchmarks.models.net import Batch, Net, Value
+from benchmarks.models.net import LIFT, Batch, Net, Value
 from vnnigen.demo.mobilenet import BLOCKS
 
 CLASSES = 1000
@@ -39,7 +39,7 @@ def resnet_stages(net: Net, x: Value, depth: int) -> list[Value]:
 def _bottleneck(net: Net, x: Value, width: int, stride: int) -> Value:
     y = net.relu(net.norm(net.conv(x, width, bias=False)))
     y = net.relu(net.norm(net.conv(y, width, 3, stride, bias=False)))
-    y = net.norm(net.conv(y, 4 * width, bias=False), gain=0.4)
+    y = net.norm(net.conv(y, 4 * width, bias=False), gain=0.4, lift=0)
     if x.shape != y.shape:
         x = net.norm(net.conv(x, 4 * width, 1, stride, bias=False))
     return net.relu(net.add(y, x))
@@ -68,7 +68,7 @@ def vgg(depth: int = 19, batch: Batch = "N") -> onnx.ModelProto:
         x = net.max_pool(x, 2, 2)
     x = net.flatten(x)
     for _ in range(2):
-        x = net.relu(net.linear(x, 4096))
+        x = net.relu(net.linear(x, 4096, LIFT))
     return net.model({"logits": net.linear(x, CLASSES)})
 
 
@@ -88,5 +88,5 @@ def _inverted_residual(net: Net, x: Value, expansion: int, outputs: int, stride:
     if expansion > 1:
         y = net.relu6(net.norm(net.conv(y, wide, bias=False)))
     y = net.relu6(net.norm(net.conv(y, wide, 3, stride, groups=wide, bias=False)))
-    y = net.norm(net.conv(y, outputs, bias=False))
+    y = net.norm(net.conv(y, outputs, bias=False), lift=0)
     return net.add(y, x) if y.shape == x.shape else y

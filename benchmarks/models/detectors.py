@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from benchmarks.models.classifiers import resnet_stages
-from benchmarks.models.net import Batch, Net, Value, same_padding
+from benchmarks.models.net import LIFT, Batch, Net, Value, rectified, same_padding
 
 #: MobileNet v1 after its first convolution: output channels and stride of each separable convolution.
 _MOBILENET_V1 = (
@@ -75,7 +75,10 @@ def _predict(
 ) -> tuple[Value, Value]:
     """Boxes [anchors, 4] and scores [anchors, classes] of all sources."""
     heads = [
-        [_rows(net, net.conv(x, count * width, kernel), width) for x, count in zip(sources, anchors, strict=True)]
+        [
+            _rows(net, net.conv(x, count * width, kernel, lift=0), width)
+            for x, count in zip(sources, anchors, strict=True)
+        ]
         for width in (4, classes)
     ]
     boxes, scores = (net.concat(parts) for parts in heads)
@@ -102,18 +105,18 @@ def retinanet(batch: Batch = "N", size: int = 512) -> onnx.ModelProto:
 
 def _pyramid(net: Net, stages: Sequence[Value], width: int = 256) -> list[Value]:
     """Feature pyramid P3 to P7 of the stages C3 to C5."""
-    merged = [net.conv(stages[-1], width)]
+    merged = [net.conv(stages[-1], width, lift=0)]
     for stage in reversed(stages[:-1]):
-        lateral = net.conv(stage, width)
+        lateral = net.conv(stage, width, lift=0)
         scales = net.constant(np.array([1, 1, 2, 2], np.float32))
         up = net.op(
             "Resize", merged[0], "", scales, mode="nearest", nearest_mode="floor",
             coordinate_transformation_mode="asymmetric",
         )  # fmt: skip
         merged.insert(0, net.add(lateral, Value(up, lateral.shape, merged[0].mean, merged[0].variance)))
-    levels = [net.conv(x, width, 3) for x in merged]
-    p6 = net.conv(stages[-1], width, 3, 2)
-    return [*levels, p6, net.conv(net.relu(p6), width, 3, 2)]
+    levels = [net.conv(x, width, 3, lift=0) for x in merged]
+    p6 = net.conv(stages[-1], width, 3, 2, lift=0)
+    return [*levels, p6, net.conv(net.relu(p6), width, 3, 2, lift=0)]
 
 
 class _SharedHead:
@@ -125,8 +128,8 @@ class _SharedHead:
         layers = []
         for channels in (*[width] * 4, outputs):
             weight = net.constant(net.filters(x, channels, 3, 3))
-            layers.append((weight, net.constant(0.1 * net.normal(channels))))
-            x = Value("", (width, 0, 0), 0.4, 0.34)  # of ReLU on unit variance
+            layers.append((weight, net.constant((LIFT if channels == width else 0.0) + 0.1 * net.normal(channels))))
+            x = rectified(Value("", (width, 0, 0), LIFT), "")
         self.layers, self.outputs = layers, outputs
 
     def __call__(self, x: Value) -> Value:

@@ -1,10 +1,11 @@
 """Builds ONNX models with seeded weights whose activations stay alive.
 
 A deep network of random weights easily says the same to every input, and nothing could be learnt from quantizing it.
-Three things prevent that. A value carries the mean and the variance that its elements are expected to have, so that
+Four things prevent that. A value carries the mean and the variance that its elements are expected to have, so that
 weights and batch norms are scaled to what really arrives (He et al. 2015 did so for ReLU alone). The weights of each
 dense filter sum to zero, since ReLU's outputs share a positive mean, which would drown what differs between two
-inputs. And the last batch norm of a residual branch is scaled down, as trained ones are.
+inputs. The last batch norm of a residual branch is scaled down, as trained ones are. And what goes into ReLU is lifted
+by a standard deviation: ReLU at 0 would let half of the noise pass but only a third of the signal, layer by layer.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from onnx import TensorProto, helper, numpy_helper
 Array = NDArray[Any]
 Batch = int | str
 OPSET = 17
+#: What is added before activations, in standard deviations.
+LIFT = 1.0
 #: How far scales of channels spread, as the standard deviation of their logarithm.
 _SPREAD = 0.3
 
@@ -130,15 +133,18 @@ class Net:
 
     def conv(
         self, x: Value, outputs: int, kernel: int = 1, stride: int = 1, *, groups: int = 1, dilation: int = 1,
-        pads: tuple[int, int] | None = None, bias: bool = True,
+        pads: tuple[int, int] | None = None, bias: bool = True, lift: float = LIFT,
     ) -> Value:  # fmt: skip
-        """Convolve; `pads` are before and after, by default half the kernel's extent on both sides."""
+        """Convolve; `pads` are before and after, by default half the kernel's extent on both sides.
+
+        `lift` is the mean of the bias: 0 where no activation follows.
+        """
         half = dilation * (kernel // 2)
         before, after = pads if pads is not None else (half, half)
         weight = self.filters(x, outputs, kernel, kernel, groups=groups)
         operands = [x.name, self.constant(weight)]
         if bias:
-            operands.append(self.constant(0.1 * self.normal(outputs)))
+            operands.append(self.constant(lift + 0.1 * self.normal(outputs)))
         name = self.op(
             "Conv", *operands, kernel_shape=[kernel] * 2, strides=[stride] * 2, group=groups,
             dilations=[dilation] * 2, pads=[before] * 2 + [after] * 2,
@@ -146,21 +152,24 @@ class Net:
         extent = (kernel - 1) * dilation + 1
         sizes = [(size + before + after - extent) // stride + 1 for size in x.shape[1:]]
         means = x.mean * weight.sum(axis=(1, 2, 3)) if groups > 1 else None
-        return Value(name, (outputs, *sizes), means=means)
+        return Value(name, (outputs, *sizes), lift if bias else 0.0, means=means)
 
-    def norm(self, x: Value, gain: float = 1.0) -> Value:
-        """Batch norm with running statistics that fit `x`; its output has the standard deviation `gain`."""
+    def norm(self, x: Value, gain: float = 1.0, lift: float = LIFT) -> Value:
+        """Batch norm with running statistics that fit `x`; its output has the standard deviation `gain`.
+
+        `lift` is its mean: 0 where no activation follows.
+        """
         c = x.channels
         deviation = math.sqrt(x.variance)
         tensors = (
             gain * self.spread(c),
-            0.2 * gain * self.normal(c),
+            gain * (lift + 0.2 * self.normal(c)),
             (x.mean if x.means is None else x.means) + 0.1 * deviation * self.normal(c),
             x.variance * self.spread(c) ** 2,
         )
         constants = [self.constant(tensor.astype(np.float32)) for tensor in tensors]
         name = self.op("BatchNormalization", x, *constants, epsilon=1e-5)
-        return Value(name, x.shape, 0.0, gain**2 * (math.exp(4 * _SPREAD**2) + 0.04))
+        return Value(name, x.shape, gain * lift, gain**2 * (math.exp(4 * _SPREAD**2) + 0.04))
 
     def relu(self, x: Value) -> Value:
         """ReLU."""
@@ -206,11 +215,11 @@ class Net:
         """All of an image as features."""
         return replace(x, name=self.op("Flatten", x, axis=1), shape=(math.prod(x.shape),))
 
-    def linear(self, x: Value, outputs: int) -> Value:
-        """Fully connected layer."""
+    def linear(self, x: Value, outputs: int, lift: float = 0.0) -> Value:
+        """Fully connected layer; `lift` as in `conv`."""
         weight = self.constant(self.filters(x, outputs))
-        bias = self.constant(0.1 * self.normal(outputs))
-        return Value(self.op("Gemm", x, weight, bias, transB=1), (outputs,))
+        bias = self.constant(lift + 0.1 * self.normal(outputs))
+        return Value(self.op("Gemm", x, weight, bias, transB=1), (outputs,), lift)
 
     def reshape(self, x: Value, *shape: int) -> Value:
         """Reshape all but the batch; -1 is not needed, shapes are known."""

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from benchmarks.models.net import Array, Batch, Net, Value
+from benchmarks.models.net import LIFT, Array, Batch, Net, Value
 
 #: Criteo's columns; a bucket of each category's hash has a row of the tables.
 NUMERIC, CATEGORIES, BUCKETS, EMBEDDING = 13, 26, 1000, 32
@@ -28,10 +28,10 @@ def wide_deep(batch: Batch = "N") -> onnx.ModelProto:
     embedded = Value(net.op("Gather", table, ids, axis=0), (CATEGORIES, EMBEDDING))
     x = net.concat([net.reshape(embedded, CATEGORIES * EMBEDDING), numeric])
     for width in (1024, 512, 256):
-        x = net.relu(net.linear(x, width))
+        x = net.relu(net.linear(x, width, LIFT))
     weights = net.constant(0.2 * net.normal(rows, 1), "wide")
-    crossed = net.op("Gather", weights, ids, axis=0)
-    wide = Value(net.op("ReduceSum", crossed, net.constant(np.array([1], np.int64)), keepdims=0), (1,))
+    chosen = net.reshape(Value(net.op("Gather", weights, ids, axis=0), (CATEGORIES, 1)), CATEGORIES)
+    wide = Value(net.op("ReduceSum", chosen, net.constant(np.array([1], np.int64)), keepdims=1), (1,))
     logit = net.add(net.linear(x, 1), net.add(wide, net.linear(numeric, 1)))
     return net.model({"probability": net.sigmoid(logit)})
 

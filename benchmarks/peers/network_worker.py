@@ -142,7 +142,7 @@ class Vnnigen:
         if cache:
             os.environ["VNNIGEN_CACHE_DIR"] = cache
         network = self.api.load(model) if model.endswith(".vnni") else self.api.compile(model, precision=precision)
-        names = [output.name for output in network.outputs]
+        names = list(network.outputs)
 
         def run(x: Feeds) -> dict[str, Array]:
             values = network(dict(x))

@@ -103,6 +103,13 @@ class NetworkProcess(PeerProcess):
             return {name: file[name] for name in file.files}
 
 
+@cache
+def _fingerprint() -> str:
+    """Identify what builds models and inputs."""
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(_MODEL_SOURCES.glob("*.py"))))
+    return digest.hexdigest()[:12]
+
+
 @dataclass(frozen=True)
 class Store:
     """The files of a run: models and inputs in the cache directory, our quantized networks in `own`."""
@@ -112,8 +119,7 @@ class Store:
     @property
     def folder(self) -> Path:
         """Where files are kept between runs, for as long as the builders stay as they are."""
-        digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(_MODEL_SOURCES.glob("*.py"))))
-        folder = cache_directory() / "networks" / digest.hexdigest()[:12]
+        folder = cache_directory() / "networks" / _fingerprint()
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
