@@ -68,7 +68,7 @@ class Gather(ElementOperator):
     def native(self, shapes: Sequence[tuple[int, ...]], dtypes: Sequence[Any]) -> tuple[NativeStep, ...]:
         """The step for x and indices of these shapes and types (short names, or anything that `np.dtype` takes).
 
-        Its only temp receives the status words; `check_status` raises where they say that an index was out of range.
+        Its only temp receives the status words, which the step's `check` looks at.
         """
         kinds = tuple(NUMPY.get(t) or np.dtype(t) for t in dtypes)
         words = self.status_words(shapes[0], kinds[0], shapes[1])
@@ -85,8 +85,13 @@ class Gather(ElementOperator):
         slots: tuple[tuple[int, Operand], ...] = (
             (ARG_SRC, ("in", 0)), (ARG_INDICES, ("in", 1)), (ARG_DST, ("out", 0)), (ARG_STATUS, ("temp", 0)),
         )  # fmt: skip
-        temps = (Temp(8 * words),)
-        return (NativeStep(plan.calls[0].bound, slots, plan.y_shape, plan.y_dtype, function, temps=temps),)
+        temps = (Temp(8 * words, np.zeros(8 * words, np.uint8)),)
+
+        def check(memory: Array) -> None:
+            check_status(memory.view(np.int64), None, shapes[0][self._axis])
+
+        bound = plan.calls[0].bound
+        return (NativeStep(bound, slots, plan.y_shape, plan.y_dtype, function, temps=temps, check=check),)
 
     def __call__(self, x: Array, indices: Array, out: Array | None = None) -> Array:
         """Gather; `out` receives the result. ShapeError for an index that is out of range."""
@@ -99,13 +104,12 @@ class Gather(ElementOperator):
         return y
 
 
-def check_status(status: Array, indices: Array, rows: int) -> None:
-    """Raise ShapeError where a step met an index that is out of range."""
+def check_status(status: Array, indices: Array | None, rows: int) -> None:
+    """Raise ShapeError where a step met an index that is out of range; `indices` for the message, where at hand."""
     if status.any():
         at = int(status[status != 0][0]) - 1
-        raise ShapeError(
-            f"index {indices.reshape(-1)[at]} (at position {at}) is out of range for an axis of {rows} rows"
-        )
+        index = "an index" if indices is None else f"index {indices.reshape(-1)[at]}"
+        raise ShapeError(f"{index} (at position {at}) is out of range for an axis of {rows} rows")
 
 
 def gather(x: Array, indices: Array, axis: int = 0, *, isa: str | None = None, out: Array | None = None) -> Array:

@@ -7,6 +7,7 @@ from typing import Any, cast
 from vnnigen.graph.attributes import int_attr
 from vnnigen.graph.dtypes import numpy_dtype
 from vnnigen.graph.ir import Array, Node
+from vnnigen.graph.lower.broadcast import broadcast
 from vnnigen.graph.lower.context import Lowering, lowers
 from vnnigen.graph.lower.post_ops import (
     ACTIVATIONS,
@@ -20,7 +21,7 @@ from vnnigen.graph.lower.post_ops import (
 )
 from vnnigen.graph.storage import KERNEL_TYPES, Layout, Place, Storage
 from vnnigen.kernels.layout import MAX_TENSORS
-from vnnigen.kernels.post_ops import PostOp
+from vnnigen.kernels.post_ops import Function, Linear, PostOp
 from vnnigen.kernels.types import DType
 from vnnigen.ops.element import Convert, Softmax, SumTensors
 
@@ -86,6 +87,32 @@ def _flat(p: Place, layout: Layout) -> Place:
     return flat
 
 
+FUNCTIONS: dict[str, tuple[PostOp, ...]] = {
+    "Exp": (Function("exp"),), "Erf": (Function("erf"),), "Softplus": (Function("softplus"),),
+    "Mish": (Function("mish"),), "Sqrt": (Function("sqrt"),), "Reciprocal": (Function("reciprocal"),),
+    "Abs": (Function("abs"),), "Neg": (Linear(-1.0, 0.0),),
+}  # fmt: skip
+#: Powers with an exponent that has a kernel.
+POWERS: dict[float, tuple[PostOp, ...]] = {
+    2.0: (Function("square"),), 3.0: (Function("cube"),), 0.5: (Function("sqrt"),), -0.5: (Function("rsqrt"),),
+    -1.0: (Function("reciprocal"),), 1.0: (),
+}  # fmt: skip
+
+
+@lowers(*FUNCTIONS, "Pow")
+def function(ctx: Lowering, node: Node) -> str | None:
+    """A function of each element, and what is fused behind it."""
+    if ctx.value(node.inputs[0]).dtype not in KERNEL_TYPES or ctx.graph.types[node.output].dtype != "f32":
+        return "no kernel for this type"
+    ops = FUNCTIONS.get(node.op)
+    if ops is None:
+        exponent = ctx.constant(node.inputs[1])
+        ops = None if exponent is None or exponent.size != 1 else POWERS.get(float(exponent.reshape(())))
+        if ops is None or ctx.shape(node.inputs[0]) != ctx.shape(node.output):
+            return "no kernel for this exponent"
+    return _apply(ctx, node, ops, [])
+
+
 @lowers("Add", "Sub", "Mul", "Sum", "Min", "Max")
 def binary(ctx: Lowering, node: Node) -> str | None:
     """Arithmetic of tensors of one shape, or of a tensor and numbers per channel."""
@@ -94,14 +121,12 @@ def binary(ctx: Lowering, node: Node) -> str | None:
     names = [n for n in own if ctx.constant(n) is None]
     arrays = [a for n in own if (a := ctx.constant(n)) is not None]
     if not names or any(ctx.shape(n) != shape for n in names):
-        return "its operands are broadcast"
+        return broadcast(ctx, node)
     if any(ctx.value(n).dtype not in KERNEL_TYPES for n in names) or ctx.graph.types[node.output].dtype != "f32":
         return "no kernel for this type"
-    if node.op == "Sub" and names[0] != own[0]:
-        return "a constant minus a tensor"
     ops = _constants(node, arrays, shape, layout)
-    if ops is None:
-        return "a constant is broadcast"
+    if ops is None or (node.op == "Sub" and names[0] != own[0]):
+        return broadcast(ctx, node)
     places = [ctx.take(n, _as_read(ctx, n, layout)) for n in names]
     if len(places) > 1 and OPERATIONS[node.op] == "add":
         return _sum(ctx, node, places, ops)
