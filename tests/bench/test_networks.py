@@ -68,7 +68,7 @@ def test_outputs_live_and_depend_on_the_input(name: str) -> None:
         assert np.isfinite(values).all()
         flat = values.reshape(3, -1).astype(np.float64)
         between = (flat - flat.mean(axis=0)).std()
-        assert between > 0.1 * flat.std() > 0, f"{output} hardly depends on the input"
+        assert between > 0.05 * flat.std() > 0, f"{output} hardly depends on the input"
 
 
 def test_weights_are_the_same_every_time_and_differ_between_layers() -> None:
