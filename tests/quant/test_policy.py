@@ -11,6 +11,7 @@ from tests.graph.pass_helpers import Build, feeds
 from vnnigen.errors import QuantizationError
 from vnnigen.graph.evaluate import run_reference
 from vnnigen.graph.ir import Graph, Node, QWeight
+from vnnigen.graph.network import Network
 from vnnigen.graph.passes import run_passes
 from vnnigen.quant import QuantConfig, calibrate, decide, quantize, quantize_with_report, simulate
 from vnnigen.quant.quantize import quantize_weights
@@ -90,6 +91,17 @@ def test_a_plain_sum_between_layers() -> None:
     graph = annotated(b.graph(b.conv(b.op("Add", *pooled), 4, 4)))
     assert by_op(graph, "Add").precision == "int8"
     assert graph.quant[by_op(graph, "Add").output].scale > graph.quant[pooled[0]].scale
+
+
+def test_an_average_behind_the_last_layer_reads_bytes() -> None:
+    b = Build()
+    x = b.conv(b.input("n", 3, 8, 8), 3, 8)
+    graph = annotated(b.graph(b.op("Flatten", b.op("GlobalAveragePool", x), axis=1)))
+    pool = by_op(graph, "GlobalAveragePool")
+    assert (pool.precision, by_op(graph, "Flatten").precision) == ("int8", "f32")
+    assert set(graph.quant) == {"x", *pool.inputs}
+    inputs = feeds(graph)
+    np.testing.assert_array_equal(Network(graph)(inputs), simulate(graph, inputs)[graph.outputs[0]])
 
 
 def test_islands_and_values_that_both_read() -> None:

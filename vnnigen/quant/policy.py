@@ -3,7 +3,8 @@
 * Convolutions, Linear and products of two activations compute in int8 wherever their kernels can ("anchors").
 * Pooling, concatenation, sums, element-wise operators and what only moves elements compute in int8 between anchors:
   where they read what an anchor made (perhaps through others of their kind) and an anchor reads what they make. So
-  bytes stay bytes between layers, and the last layers read bytes and write f32.
+  bytes stay bytes between layers, and the last layers read bytes and write f32. Averages behind the last layer read
+  bytes, too: a quarter of the memory, and they average rounding errors out.
 * A value that is moved, max-pooled or concatenated keeps its scale: all that are connected so share one, the smallest
   that covers them all. So nothing is requantized, and a concatenation's inputs can be written in place.
 * All else is f32, and so is a node whose sums could leave s32; the reason is told.
@@ -25,6 +26,8 @@ WEIGHTED = frozenset({"Conv", "Linear"})
 SHARING = SAME_NUMBERS | {"Concat"}
 #: Computes in int8 next to anchors.
 FLEXIBLE = (INT8_OPS | SHARING) - ANCHORS
+#: Of those, the ones that read bytes even if all that they lead to is f32.
+AVERAGES = frozenset({"AveragePool", "GlobalAveragePool"})
 #: The most products of two bytes whose sum fits s32 whatever their zero points.
 MAX_K = (2**31 - 1) // 255**2
 
@@ -211,7 +214,7 @@ def _edges(graph: Graph) -> tuple[set[str], set[str]]:
 
 
 def _between(graph: Graph, anchors: set[str], able: set[str]) -> set[str]:
-    """The able nodes that read, perhaps through others of them, what an anchor made, and lead to an anchor."""
+    """The able nodes that read what an anchor made, perhaps through others of them, and average or lead to one."""
     made: set[str] = set()
     for node in graph:
         if node.name in anchors or (node.name in able and made.intersection(data_inputs(graph, node))):
@@ -219,7 +222,7 @@ def _between(graph: Graph, anchors: set[str], able: set[str]) -> set[str]:
     wanted: set[str] = set()
     between = set()
     for node in reversed(graph.nodes):
-        leads = node.name in able and bool(wanted.intersection(node.outputs))
+        leads = node.name in able and (node.op in AVERAGES or bool(wanted.intersection(node.outputs)))
         if leads or node.name in anchors:
             wanted.update(data_inputs(graph, node))
             wanted.update(operands(graph, node))
@@ -242,7 +245,7 @@ def _groups(graph: Graph, int8: set[str]) -> tuple[tuple[str, ...], ...]:
         inputs, outputs = data_inputs(graph, node), [n for n in node.outputs if n]
         read.update(dict.fromkeys(inputs))
         read.update(dict.fromkeys(n for n in operands(graph, node) if n in made))
-        if node.op not in ANCHORS:
+        if node.op in SHARING:
             read.update(dict.fromkeys(outputs))
         if node.op in SHARING and not node.fused:
             links.append([*inputs, *outputs])
