@@ -216,6 +216,11 @@ class Operator:
         y_shape, tensors = self._y_shape(problem), len(self._tensor_ops)
         return Plan(problem, prepared, bound, y_shape, y_dtype, tensors, tunings=tunings)
 
+    @property
+    def takes_pitch(self) -> bool:
+        """Whether the kernels can leave gaps between pixels of the output."""
+        return self._choice.family is None or self._choice.family.name != "thin"
+
     def native(self, shape: tuple[int, ...], src: DType, *, pitch: int = 0) -> tuple[NativeStep, ...]:
         """The step that computes sources of this shape and type (NHWC for images).
 
@@ -223,6 +228,8 @@ class Operator:
         lie so many elements apart. Raises what a call would raise.
         """
         pitch = 0 if pitch == self._weights.values.shape[0] else pitch
+        if pitch and not self.takes_pitch:
+            raise ShapeError("kernels for few columns write rows without gaps between them")
         plan = self._new_plan(shape, dtype_name(src, self.names[0], self.sources), pitch)
         inputs = range(1, 1 + plan.tensors)
         slots: list[tuple[int, Operand]] = [(ARG_SRC, ("in", 0)), (ARG_DST, ("out", 0))]

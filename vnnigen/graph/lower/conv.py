@@ -143,16 +143,18 @@ def _weighted(
     tensors = [fused_tensor(ctx, name, layout) for name in parts[1]]
     assigned = ctx.assignment.values[node.outputs[0]]
     storage = _emitted(x.dtype, assigned, layout)
-    out = ctx.result(node, pitched=not tensors, storage=storage)
-    if out.pitch is None and view(out).pitch is None:
-        out = ctx.result(node, storage=storage)
     key = (x.dtype, x.quant, storage, tuple((t.dtype, t.quant) for t in tensors))
     op: Operator = ctx.operator(node, key, lambda: make(storage))
-    source = view(x)
-    target = view(out)
-    pitch = target.pitch or 0
-    steps = op.native(source.shape, cast("DType", x.dtype), pitch=pitch)
+    out = ctx.result(node, pitched=not tensors and op.takes_pitch, storage=storage)
+    if _channels_last(out, layout).pitch is None:
+        out = ctx.result(node, storage=storage)
+    source, target = view(x), view(out)
+    steps = op.native(source.shape, cast("DType", x.dtype), pitch=target.pitch or 0)
     ctx.native(node, steps, [source, *map(view, tensors)], target)
+
+
+def _channels_last(p: Place, layout: Layout) -> Place:
+    return p.channels_last() if layout == "nhwc" else p
 
 
 def _emitted(src: str, wanted: Storage, layout: Layout) -> Storage:
