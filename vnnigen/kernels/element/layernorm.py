@@ -60,7 +60,7 @@ def make_norm(
     return Affine("f32", out, epilogue, np.zeros(n, np.int32), per_channel=True)
 
 
-def _sum(terms: F32, previous: Callable[[F32, F32], F32]) -> F32:
+def row_sums(terms: F32, previous: Callable[[F32, F32], F32]) -> F32:
     """Sums of rows [rows, n] in the order of the kernels; `previous(part, sums)` adds."""
     rows, n = terms.shape
     padded = np.zeros((rows, -(-n // PARTS) * PARTS), np.float32)
@@ -79,9 +79,9 @@ def norm_reference(x: F32, f: Affine, epsilon: float, residual: F32 | None = Non
     with np.errstate(all="ignore"):
         t = x if residual is None else x + residual
         share = np.float32(1 / x.shape[1])
-        mean = _sum(t, lambda part, sums: sums + part) * share
+        mean = row_sums(t, lambda part, sums: sums + part) * share
         d = t - mean
-        var = _sum(d, lambda part, sums: fma32(part, part, sums)) * share
+        var = row_sums(d, lambda part, sums: fma32(part, part, sums)) * share
         z = d * (np.float32(1) / np.sqrt(var + np.float32(epsilon)))
     return reference_epilogue(z, f.epilogue)
 
@@ -170,11 +170,11 @@ class _Norm:
             t, one = self._vec("t"), self._vec("one")
             self._zero(acc)
             self._pass(lambda i, lanes: self._add(acc[i], t, i, lanes))
-            self._total(acc, t)
+            total_lanes(a, self.key.tier, acc, t, a.vaddps)
             a.vmulps(self.mean, acc[0], self._constant(one, 0))
             self._zero(acc)
             self._pass(lambda i, lanes: self._add_square(acc[i], t, i, lanes))
-            self._total(acc, t)
+            total_lanes(a, self.key.tier, acc, t, a.vaddps)
             a.vmulps(acc[0], acc[0], self._constant(one, 0))
             a.vaddps(acc[0], acc[0], self._constant(one, 1))
             a.vsqrtps(acc[0], acc[0])
@@ -248,26 +248,6 @@ class _Norm:
             a.vandps(t, t, lane_mask(a, lanes))
         a.vfmadd231ps(acc, t, t)
 
-    def _total(self, acc: Sequence[Reg], t: Reg) -> None:
-        """acc[0] gets the sum of all lanes in all lanes: lane k of all parts and lane k + half, from the top down."""
-        a = self.a
-        count = len(acc)
-        while count > 1:
-            count //= 2
-            for i in range(count):
-                a.vaddps(acc[i], acc[i], acc[i + count])
-        v = acc[0]
-        if self.key.tier.bits == 512:
-            for control in (0b01001110, 0b10110001):
-                a.vshufi32x4(t, v, v, control)
-                a.vaddps(v, v, t)
-        else:
-            a.vperm2i128(t, v, v, 1)
-            a.vaddps(v, v, t)
-        for control in (0b01001110, 0b10110001):
-            a.vpshufd(t, v, control)
-            a.vaddps(v, v, t)
-
     def _finish(self, count: int) -> None:
         """Normalize a turn and run the epilogue; the destination moves along."""
         a, r, tier = self.a, self.r, self.key.tier
@@ -286,3 +266,23 @@ class _Norm:
                 )
             )  # fmt: skip
         a.add(r["off"], count)
+
+
+def total_lanes(a: Assembler, tier: TierCode, acc: Sequence[Reg], t: Reg, op: Callable[[Reg, Reg, Reg], None]) -> None:
+    """Combine all lanes of all vectors, lane k of all PARTS with lane k + half, from the top down: acc[0] gets it."""
+    count = len(acc)
+    while count > 1:
+        count //= 2
+        for i in range(count):
+            op(acc[i], acc[i], acc[i + count])
+    v = acc[0]
+    if tier.bits == 512:
+        for control in (0b01001110, 0b10110001):
+            a.vshufi32x4(t, v, v, control)
+            op(v, v, t)
+    else:
+        a.vperm2i128(t, v, v, 1)
+        op(v, v, t)
+    for control in (0b01001110, 0b10110001):
+        a.vpshufd(t, v, control)
+        op(v, v, t)
