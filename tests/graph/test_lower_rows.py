@@ -62,6 +62,9 @@ CASES: dict[str, tuple[str, dict[str, Array], dict[str, Array], tuple[str, ...],
         "Resize", {"x": real(2, 5, 4, 3)}, {"s": np.array([1, 1, 2, 3], np.float32)}, ("x", "", "s"),
         {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"},
     ),
+    "mean of pixels": ("ReduceMean", {"x": real(2, 5, 4, 3)}, {"a": whole(-1, 2)}, ("x", "a"), {"keepdims": 1}),
+    "largest of pixels": ("ReduceMax", {"x": real(2, 5, 4, 3)}, {"a": whole(2, 3)}, ("x", "a"), {"keepdims": 1}),
+    "sum of channels": ("ReduceSum", {"x": real(2, 5, 4, 3)}, {"a": whole(1)}, ("x", "a"), {"keepdims": 1}),
 }  # fmt: skip
 PLAIN: dict[str, Any] = {
     "layer norm": (
@@ -73,6 +76,10 @@ PLAIN: dict[str, Any] = {
     "gather": ("Gather", {"i": np.array([[1, -1, 4]], np.int64)}, {"t": real(5, 7)}, ("t", "i"), {"axis": 0}),
     "gather s32": ("Gather", {"i": np.array([1, -2], np.int32)}, {"t": real(2, 5, 7)}, ("t", "i"), {"axis": 1}),
     "one row": ("Gather", {"x": real(2, 5, 7)}, {"i": np.array(-5, np.int64)}, ("x", "i"), {"axis": 1}),
+    "mean": ("ReduceMean", {"x": real(2, 3, 70)}, {"a": whole(-1)}, ("x", "a"), {"keepdims": 0}),
+    "mean of rows": ("ReduceMean", {"x": real(2, 9, 7)}, {"a": whole(1)}, ("x", "a"), {"keepdims": 0}),
+    "sum of all": ("ReduceSum", {"x": real(2, 3, 70)}, {}, ("x",), {"keepdims": 0}),
+    "pixels": ("ReduceMean", {"x": real(2, 5, 4, 3)}, {"a": whole(2, 3)}, ("x", "a"), {"keepdims": 0}),
     "expand": ("Expand", {"x": real(2, 1, 7)}, {"s": whole(2, 3, 7)}, ("x", "s"), {}),
     "permuted": ("Transpose", {"x": real(2, 3, 4, 70)}, {}, ("x",), {"perm": (0, 2, 3, 1)}),
     "part": ("Slice", {"x": real(9, 7)}, {"s": whole(8, 1), "e": whole(-100, 7), "a": whole(0, 1), "d": whole(-2, 3)},
