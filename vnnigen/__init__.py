@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vnnigen.compiler import compile
 from vnnigen.errors import (
     AssemblerError,
     BuildError,
@@ -16,6 +17,7 @@ from vnnigen.errors import (
     ShapeError,
     VnnigenError,
 )
+from vnnigen.graph.network import Network
 from vnnigen.isa.features import features
 from vnnigen.isa.tiers import max_isa, set_max_isa, tiers
 from vnnigen.kernels.post_ops import (
@@ -52,6 +54,7 @@ from vnnigen.ops.gemm import GemmF32, GemmInt8, gemm_f32, gemm_int8
 from vnnigen.ops.matmul import MatMulBf16, MatMulF32, MatMulInt8, matmul_bf16, matmul_f32, matmul_int8
 from vnnigen.ops.operator import Operator
 from vnnigen.ops.pool import AvgPool2d, MaxPool2d, avg_pool2d, global_avg_pool2d, max_pool2d
+from vnnigen.quant import QuantConfig
 from vnnigen.runtime.threads import num_threads, set_num_threads
 
 __version__ = "0.1.0"
@@ -94,9 +97,11 @@ __all__ = [
     "MaxPool2d",
     "MissingExtraError",
     "ModelError",
+    "Network",
     "Operator",
     "PostOp",
     "QParams",
+    "QuantConfig",
     "QuantizationError",
     "ReLU",
     "ShapeError",
@@ -110,6 +115,7 @@ __all__ = [
     "add",
     "avg_pool2d",
     "choose_qparams",
+    "compile",
     "concat",
     "conv_bf16",
     "conv_f32",
