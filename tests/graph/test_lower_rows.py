@@ -80,6 +80,8 @@ PLAIN: dict[str, Any] = {
     "mean of rows": ("ReduceMean", {"x": real(2, 9, 7)}, {"a": whole(1)}, ("x", "a"), {"keepdims": 0}),
     "sum of all": ("ReduceSum", {"x": real(2, 3, 70)}, {}, ("x",), {"keepdims": 0}),
     "pixels": ("ReduceMean", {"x": real(2, 5, 4, 3)}, {"a": whole(2, 3)}, ("x", "a"), {"keepdims": 0}),
+    "cast": ("Cast", {"x": RNG.integers(-9, 1 << 40, (3, 20))}, {}, ("x",), {"to": 1}),
+    "cast s32": ("Cast", {"x": np.arange(-9, 9, dtype=np.int32)}, {}, ("x",), {"to": 1}),
     "expand": ("Expand", {"x": real(2, 1, 7)}, {"s": whole(2, 3, 7)}, ("x", "s"), {}),
     "permuted": ("Transpose", {"x": real(2, 3, 4, 70)}, {}, ("x",), {"perm": (0, 2, 3, 1)}),
     "part": ("Slice", {"x": real(9, 7)}, {"s": whole(8, 1), "e": whole(-100, 7), "a": whole(0, 1), "d": whole(-2, 3)},

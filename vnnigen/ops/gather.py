@@ -65,7 +65,7 @@ class Gather(ElementOperator):
             calls = (Call.of([(key, Run(aligned(64)))], (0, 1, 2)),)
         return ElementPlan(y_shape, dtypes[0], calls, reference)
 
-    def native(self, shapes: Sequence[tuple[int, ...]], dtypes: Sequence[Any]) -> tuple[NativeStep, ...]:
+    def step(self, shapes: Sequence[tuple[int, ...]], dtypes: Sequence[Any]) -> NativeStep:
         """The step for x and indices of these shapes and types (short names, or anything that `np.dtype` takes).
 
         Its only temp receives the status words, which the step's `check` looks at.
@@ -81,7 +81,7 @@ class Gather(ElementOperator):
             return y
 
         if self._tier is None:
-            return (NativeStep(None, (), plan.y_shape, plan.y_dtype, function),)
+            return NativeStep(None, (), plan.y_shape, plan.y_dtype, function)
         slots: tuple[tuple[int, Operand], ...] = (
             (ARG_SRC, ("in", 0)), (ARG_INDICES, ("in", 1)), (ARG_DST, ("out", 0)), (ARG_STATUS, ("temp", 0)),
         )  # fmt: skip
@@ -91,7 +91,7 @@ class Gather(ElementOperator):
             check_status(memory.view(np.int64), None, shapes[0][self._axis])
 
         bound = plan.calls[0].bound
-        return (NativeStep(bound, slots, plan.y_shape, plan.y_dtype, function, temps=temps, check=check),)
+        return NativeStep(bound, slots, plan.y_shape, plan.y_dtype, function, temps=temps, check=check)
 
     def __call__(self, x: Array, indices: Array, out: Array | None = None) -> Array:
         """Gather; `out` receives the result. ShapeError for an index that is out of range."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -18,9 +18,12 @@ from vnnigen.graph.lower.post_ops import fused_ops, output_arguments
 from vnnigen.graph.storage import Layout, Place, Storage
 from vnnigen.kernels.post_ops import Binary
 from vnnigen.kernels.types import DType
+from vnnigen.ops.cast import CastWide
+from vnnigen.ops.element import Convert
 from vnnigen.ops.gather import Gather
 from vnnigen.ops.layernorm import LayerNorm
 from vnnigen.ops.permute import Expand, MoveOperator, Pad, Upsample
+from vnnigen.ops.step import NativeStep
 
 
 @lowers("LayerNormalization")
@@ -88,8 +91,8 @@ def gather(ctx: Lowering, node: Node) -> str | None:
     x = ctx.take(node.inputs[0], Storage(x.dtype)) if not x.lies("plain") else x
     op = ctx.operator(node, (axis,), lambda: Gather(axis, isa=ctx.tiers.element))
     out = ctx.result(node, storage=Storage(x.dtype))
-    steps = op.native([x.shape, indices.shape], [numpy_dtype(x.dtype), numpy_dtype(indices.dtype)])
-    ctx.native(node, steps, [x, indices], out)
+    step = op.step([x.shape, indices.shape], [numpy_dtype(x.dtype), numpy_dtype(indices.dtype)])
+    ctx.native(node, [step], [x, indices], out)
     return None
 
 
@@ -168,3 +171,27 @@ def expand(ctx: Lowering, node: Node) -> str | None:
         return "only copies in the model's order have a kernel"
     shape = ctx.shape(node.output)
     return _move(ctx, node, lambda _layout: Expand(shape, isa=ctx.tiers.element))
+
+
+@lowers("Cast")
+def cast_(ctx: Lowering, node: Node) -> str | None:
+    """Integers as real numbers."""
+    x = ctx.value(node.inputs[0])
+    if node.fused or ctx.graph.types[node.output].dtype != "f32" or x.dtype not in ("s64", "s32", "u8", "s8", "bool"):
+        return "no kernel for these types"
+    if x.quant is not None:
+        return "integers that stand for real numbers"
+    x = ctx.take(node.inputs[0], Storage(x.dtype))
+    flat = x.reshape((math.prod(x.shape),))
+    out = ctx.result(node, storage=Storage("f32"))
+    target = out.reshape((math.prod(x.shape),))
+    assert flat is not None
+    assert target is not None
+    if x.dtype == "s64":
+        steps: Sequence[NativeStep] = [ctx.operator(node, "s64", lambda: CastWide(ctx.tiers.element)).step(flat.shape)]
+    else:
+        kind = cast("DType", "u8" if x.dtype == "bool" else x.dtype)
+        op = ctx.operator(node, kind, lambda: Convert(np.float32, isa=ctx.tiers.element))
+        steps = op.native([flat.shape], [kind])
+    ctx.native(node, steps, [flat], target)
+    return None
