@@ -150,6 +150,11 @@ CASES: dict[str, Any] = {
     "concat of concats": lambda: after_conv(
         node("Relu", "c", "r"), node("Conv", "c v", "d", **CONV), node("Conv", "c u", "f", kernel_shape=(1, 1)),
         node("Concat", "d f", "i", axis=1), node("Concat", "i r", "y", axis=1), v=f32(3, 10, 3, 3), u=f32(5, 10, 1, 1)),
+    "concat of pools": lambda: after_conv(
+        node("MaxPool", "c", "m", kernel_shape=(3, 3), pads=(1, 1, 1, 1)),
+        node("AveragePool", "c", "a", kernel_shape=(3, 3), pads=(1, 1, 1, 1)),
+        node("Conv", "c v", "d", **CONV), node("Concat", "m d a", "y", axis=1), node("Relu", "y", "z"), outputs="z",
+        v=f32(3, 10, 3, 3)),
     "output twice": lambda: graph_of(IMAGE, [node("Relu", "x", "y")], "y y"),
     "input as output": lambda: graph_of(IMAGE, [node("Relu", "x", "y")], "y x"),
     "output read again": lambda: graph_of(IMAGE, [node("Relu", "x", "y"), node("Sigmoid", "y", "z")], "y z"),

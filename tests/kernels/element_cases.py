@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from vnnigen.isa.tiers import tier
 from vnnigen.kernels.element.plan import code_tier
 from vnnigen.kernels.layout import ARG_CONSTS, ARG_DST, ARG_SLOTS, ARG_SRC, ARG_TENSORS
 from vnnigen.kernels.types import NUMPY
-from vnnigen.ops.element_base import Call, ElementOperator
+from vnnigen.ops.element_base import Call, ElementOperator, ElementPlan
 
 Array = np.ndarray[Any, Any]
 TIERS = ("avx512", "avx2")
@@ -26,6 +26,7 @@ class Recorded:
     def __init__(self, launches: Sequence[tuple[Any, Any]]) -> None:
         self.launches = tuple(launches)
         self.keys = tuple(key for key, _ in launches)
+        self.runs = tuple(run for _, run in launches)
 
 
 def random_array(rng: np.random.Generator, shape: Sequence[int], kind: str, spread: float = 50) -> Array:
@@ -58,23 +59,24 @@ def assert_same(got: Array, want: Array, what: object) -> None:
 def emulate(
     op: ElementOperator, name: str, sources: Sequence[Array], out: Array | None = None, tensors: Sequence[Array] = (),
     *, skew: int = 0, vbmi: bool = False, extras: frozenset[str] = frozenset(), writes: Sequence[int] = (),
+    plan: Callable[..., ElementPlan] | None = None,
 ) -> Array:  # fmt: skip
     """Compute with the kernels of tier `name`; reads and writes outside operands are errors of the emulator.
 
-    `writes` are numbers of sources that kernels write too: they are written back.
+    `writes` are numbers of sources that kernels write too: they are written back. `plan` replaces the operator's own.
     """
     with pytest.MonkeyPatch.context() as m:
         m.setattr(Call, "of", classmethod(lambda cls, launches, s=(0,): cls(Recorded(launches), s)))
         m.setattr(op, "_tier", code_tier(tier(name).vector_bits))
         m.setattr(op, "_vbmi", vbmi)
         m.setattr(op, "_extras", extras)
-        plan = op._plan(tuple(x.shape for x in sources), tuple(x.dtype for x in sources))
+        made = (plan or op._plan)(tuple(x.shape for x in sources), tuple(x.dtype for x in sources))
     mem = Memory()
-    first = np.full(plan.y_shape, 0x5A, plan.y_dtype) if out is None else out
+    first = np.full(made.y_shape, 0x5A, made.y_dtype) if out is None else out
     y = mem.map("out", first, writable=True, skew=skew * first.itemsize)
     addresses = [mem.map(f"source {i}", x, writable=i in writes, skew=skew * x.itemsize) for i, x in enumerate(sources)]
     others = [y if t is out else mem.map(f"tensor {i}", t) for i, t in enumerate(tensors)]
-    for n, call in enumerate(plan.calls):
+    for n, call in enumerate(made.calls):
         args = np.zeros(ARG_SLOTS, np.int64)
         args[ARG_SRC], args[ARG_DST] = addresses[call.sources[0]], y
         for i, address in enumerate([*(addresses[s] for s in call.sources[1:]), *others]):

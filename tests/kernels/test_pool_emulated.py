@@ -89,3 +89,20 @@ def test_averages_of_all_sums(name: str, src: Any) -> None:
                     **q,  # type: ignore[arg-type]
                 )
                 assert_same(emulate(mean, name, (x,)), mean(x), (name, width, zero_point, out))
+
+
+@pytest.mark.parametrize("src", ["u8", "f32"])
+@pytest.mark.parametrize("name", TIERS)
+@pytest.mark.parametrize("channels", [5, 40, 70])
+@pytest.mark.parametrize(
+    "window", [{"kernel": 3, "stride": 1, "padding": 1}, {"kernel": (2, 20), "stride": 1, "padding": (0, 9)}]
+)
+def test_gaps_between_pixels_are_not_touched(name: str, src: Any, channels: int, window: Any) -> None:
+    x = random_array(np.random.default_rng(3), (2, 4, 7, channels), src)
+    gap = 9
+    for op in (MaxPool2d(isa="reference", **window), AvgPool2d(isa="reference", **window)):
+        want = op(x)
+        out = np.full((*want.shape[:-1], channels + gap), 0x5A, want.dtype)
+        y = emulate(op, name, (x,), out, plan=lambda *types, op=op: op._pitched(*types, channels + gap))
+        assert_same(y[..., :channels], want, (name, window))
+        np.testing.assert_array_equal(y[..., channels:], out[..., channels:])

@@ -24,7 +24,6 @@ from vnnigen.kernels.post_ops import Binary, PostOp, Sum
 from vnnigen.kernels.qparams import check_scale
 from vnnigen.kernels.types import NUMPY, Array, DType, dtype_name
 from vnnigen.ops.element_base import Call, ElementOperator, ElementPlan, check_post_ops
-from vnnigen.ops.step import NativeStep
 
 PostOps = Sequence[PostOp] | PostOp
 _TO_NHWC = ("NCHW", "NHWC")
@@ -81,17 +80,19 @@ class Convert(ElementOperator):
         tensors = tuple(s.tensor for s in f.epilogue.spec.steps if s.tensor is not None)
         return ElementPlan(shapes[0], NUMPY[self._out], calls, reference, tensors, in_place=src == self._out)
 
-    def native(
-        self, shapes: Sequence[tuple[int, ...]], dtypes: Sequence[DType], *, pitch: int = 0
-    ) -> tuple[NativeStep, ...]:
-        """As of all element operators; with `pitch`, rows of the output lie so many elements apart."""
+    def _pitched(
+        self, shapes: tuple[tuple[int, ...], ...], dtypes: tuple[np.dtype[Any], ...], pitch: int
+    ) -> ElementPlan:
+        """Tensors of post-ops would have to lie as the output does."""
+        plan = self._plan(shapes, dtypes)
+        if self._tier is None:
+            return plan
+        if plan.tensors or self._layout is not None:
+            raise ShapeError("a conversion that reads tensors or changes the layout writes rows without gaps")
         rows, channels = last_axis(shapes[0])
-        steps = super().native(shapes, dtypes)
-        if pitch in (0, channels) or self._tier is None:
-            return steps
-        f = self._affine(dtypes[0], channels)
+        f = self._affine(dtype_name(dtypes[0], "x"), channels)
         launches = convert_rows(f, self._tier, rows, channels, op="convert", vbmi=self._vbmi, dst_pitch=pitch)
-        return (replace(steps[0], launches=Call.of(launches).bound, in_place=()),)
+        return replace(plan, calls=(Call.of(launches),), in_place=False)
 
     def _layout_plan(self, shape: tuple[int, ...], src: DType) -> ElementPlan:
         if len(shape) != 4 or 0 in shape:

@@ -98,12 +98,31 @@ class ElementOperator:
     def _plan(self, shapes: tuple[tuple[int, ...], ...], dtypes: tuple[np.dtype[Any], ...]) -> ElementPlan:
         raise NotImplementedError
 
+    def _pitched(
+        self, shapes: tuple[tuple[int, ...], ...], dtypes: tuple[np.dtype[Any], ...], pitch: int
+    ) -> ElementPlan:
+        """As `_plan`, for an output whose rows lie `pitch` elements apart."""
+        raise ShapeError(f"{type(self).__name__} writes rows without gaps between them")
+
     def native(self, shapes: Sequence[tuple[int, ...]], dtypes: Sequence[DType]) -> tuple[NativeStep, ...]:
         """The steps that compute sources of these shapes and types; tensors of post-ops are inputs behind them.
 
         All steps write parts of the same output. Raises what a call would raise.
         """
-        plan = self._plan(tuple(shapes), tuple(NUMPY[t] for t in dtypes))
+        return self._steps(self._plan(tuple(shapes), tuple(NUMPY[t] for t in dtypes)), shapes, dtypes)
+
+    def native_pitched(self, shape: tuple[int, ...], dtype: DType, pitch: int) -> tuple[NativeStep, ...]:
+        """As `native`, for one source and an output whose rows (pixels) lie `pitch` elements apart.
+
+        ShapeError where the operator's kernels cannot leave gaps.
+        """
+        if pitch == shape[-1]:
+            return self.native([shape], [dtype])
+        return self._steps(self._pitched((shape,), (NUMPY[dtype],), pitch), [shape], [dtype])
+
+    def _steps(
+        self, plan: ElementPlan, shapes: Sequence[tuple[int, ...]], dtypes: Sequence[DType]
+    ) -> tuple[NativeStep, ...]:
         count = len(shapes)
         tensors = range(count, count + len(plan.tensors))
 
@@ -114,9 +133,9 @@ class ElementOperator:
             places = [ARG_SRC, *range(ARG_TENSORS, ARG_TENSORS + MAX_TENSORS)]
             slots: list[tuple[int, Operand]] = [(ARG_DST, ("out", 0))]
             slots += [(place, ("in", i)) for place, i in zip(places, (*sources, *tensors), strict=False)]
-            kinds = [*dtypes, *plan.tensors]
+            types = [*dtypes, *plan.tensors]
             alone = plan.in_place or (len(plan.tensors) > 0 and plan.y_shape == shapes[0])
-            fits = [i for i, kind in enumerate(kinds) if alone and NUMPY[kind] == plan.y_dtype]
+            fits = [i for i, kind in enumerate(types) if alone and NUMPY[kind] == plan.y_dtype]
             return NativeStep(bound, tuple(slots), plan.y_shape, plan.y_dtype, function, in_place=tuple(fits))
 
         if self._tier is None:

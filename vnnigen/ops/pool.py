@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,16 @@ class _Pool(ElementOperator):
         if kernel is None:
             kernel = shape[1:3] if len(shape) == 4 and 0 not in shape else 1
         return PoolProblem.from_arguments(shape, src, kernel, stride, padding, dilation)
+
+    def _pitched(
+        self, shapes: tuple[tuple[int, ...], ...], dtypes: tuple[np.dtype[Any], ...], pitch: int
+    ) -> ElementPlan:
+        plan = self._plan(shapes, dtypes)
+        keys = ((call.bound.keys[0], call.bound.runs[0]) for call in plan.calls)
+        calls = tuple(
+            Call.of([(replace(key, pitch=pitch), Run(run.consts))]) for key, run in keys if isinstance(key, PoolKey)
+        )
+        return replace(plan, calls=calls)
 
     def __call__(self, x: Array, out: Array | None = None) -> Array:
         """Pool x [n, h, w, c]; `out` [n, oh, ow, c] receives the result."""

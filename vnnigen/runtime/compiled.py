@@ -121,7 +121,7 @@ class Bound(Launches):
     def __init__(self, keys: Sequence[KernelKey], runs: Sequence[Runner], get: Getter = compiled) -> None:
         """Compile every key and fill the descriptor; `runs` holds each launch's arrays."""
         super().__init__(keys, get)
-        self._keep = runs
+        self.runs = runs
         for i, run in enumerate(runs):
             self.descriptor.args[ARG_WEIGHTS + 2 * i] = run.weights.ctypes.data
             self.descriptor.args[ARG_CONSTS + 2 * i] = run.consts.ctypes.data

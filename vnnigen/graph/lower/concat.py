@@ -58,5 +58,5 @@ def _fill(ctx: Lowering, node: Node, name: str, part: Place) -> None:
     x = replace(source, shape=shape, strides=(run * source.itemsize, source.itemsize))
     y = replace(part, shape=shape, strides=(pitch if count > 1 else run * part.itemsize, part.itemsize))
     op = converter(place.dtype, place.quant, Storage(part.dtype, part.quant), None, ctx.tiers.element)
-    steps = op.native([shape], [cast("DType", place.dtype)], pitch=y.strides[0] // y.itemsize)
+    steps = op.native_pitched(shape, cast("DType", place.dtype), y.strides[0] // y.itemsize)
     ctx.native(node, steps, [x], y)

@@ -9,7 +9,7 @@ from vnnigen.graph.dtypes import numpy_dtype
 from vnnigen.graph.ir import Node
 from vnnigen.graph.lower.context import Lowering, lowers
 from vnnigen.graph.lower.post_ops import output_arguments
-from vnnigen.graph.storage import Storage
+from vnnigen.graph.storage import Place, Storage
 from vnnigen.graph.windows import windows
 from vnnigen.kernels.types import DType
 from vnnigen.ops.pool import AvgPool2d, MaxPool2d, _Pool
@@ -52,10 +52,19 @@ def max_pool(ctx: Lowering, node: Node) -> str | None:
         return "no kernel for this type"
     x = ctx.wanted(node, 0)
     op = ctx.operator(node, (), lambda: MaxPool2d(**window, isa=ctx.tiers.element))
-    out = ctx.result(node, storage=Storage(x.dtype, x.quant, "nhwc"))
-    image = x.channels_last()
-    ctx.native(node, op.native([image.shape], [cast("DType", x.dtype)]), [image], out.channels_last())
+    _emit(ctx, node, op, x, Storage(x.dtype, x.quant, "nhwc"))
     return None
+
+
+def _emit(ctx: Lowering, node: Node, op: _Pool, x: Place, storage: Storage) -> None:
+    """Emit a pool, into a slice of a concatenation where there is one."""
+    out = ctx.result(node, pitched=True, storage=storage)
+    if out.channels_last().pitch is None:
+        out = ctx.result(node, storage=storage)
+    image, target = x.channels_last(), out.channels_last()
+    assert target.pitch is not None
+    steps = op.native_pitched(image.shape, cast("DType", x.dtype), target.pitch)
+    ctx.native(node, steps, [image], target)
 
 
 @lowers("AveragePool", "GlobalAveragePool")
@@ -79,7 +88,5 @@ def average_pool(ctx: Lowering, node: Node) -> str | None:
         )  # fmt: skip
 
     op = ctx.operator(node, (x.dtype, x.quant, assigned), make)
-    out = ctx.result(node)
-    image = x.channels_last()
-    ctx.native(node, op.native([image.shape], [cast("DType", x.dtype)]), [image], out.channels_last())
+    _emit(ctx, node, op, x, assigned)
     return None

@@ -37,7 +37,8 @@ class PoolKey(NoScratch):
     """Everything the code of a pooling kernel depends on; `op` is "maxpool" or "avgpool".
 
     `has_start` says that sums do not start at zero: a zero point, or s8 summed as u8. `mode` is "" or that of a
-    `WordAverage`, `tie_counts` the numbers of taps that have ties then.
+    `WordAverage`, `tie_counts` the numbers of taps that have ties then. `pitch` is the distance of output pixels in
+    elements where others lie between them, else 0.
     """
 
     op: str
@@ -47,6 +48,7 @@ class PoolKey(NoScratch):
     has_start: bool = False
     mode: str = ""
     tie_counts: tuple[int, ...] = ()
+    pitch: int = 0
 
     @property
     def name(self) -> str:
@@ -86,7 +88,8 @@ class _Pool:
         self.key, self.p = key, p
         self.pixel = p.c * SIZE[p.src]
         self.row_pitch = p.w * self.pixel
-        check_offsets(f"{p.w} x {p.c} elements", self.row_pitch * (p.dilation[0] + 1), p.ow * p.c * 4)
+        self.out_pixel = key.pitch or p.c
+        check_offsets(f"{p.w} x {p.c} elements", self.row_pitch * (p.dilation[0] + 1), p.ow * self.out_pixel * 4)
         self.tables = PoolTables.of(p)
         self.a = a = Assembler(
             key.name, args=(Arg("args", "ptr"), Arg("index", "i64"), Arg("scratch", "ptr")), features=features
@@ -140,7 +143,7 @@ class _Pool:
         a.imul(r["off"], image, p.oh)
         a.imul(self.index, self.index, strip)
         a.add(r["off"], self.index)
-        a.imul(r["off"], r["off"], p.ow * p.c)
+        a.imul(r["off"], r["off"], p.ow * self.out_pixel)
         a.mov(self._slot(self.OFF), r["off"])
         a.imul(image, image, p.h)
         a.imul(image, image, self.row_pitch)
@@ -189,7 +192,7 @@ class _Pool:
             self._block(Block(vectors, valid))
         a.add(self.row_entry, 16)
         a.mov(r["ptr"], self._slot(self.OFF))
-        a.add(r["ptr"], p.ow * p.c)
+        a.add(r["ptr"], p.ow * self.out_pixel)
         a.mov(self._slot(self.OFF), r["ptr"])
 
     def _block(self, b: Block) -> None:
@@ -208,7 +211,7 @@ class _Pool:
                     a.mov(r["real"], self.p.kernel[1])
                     self._looped(b)
                     a.add(r["entry"], self.p.stride[1] * self.pixel)
-                    a.add(r["off"], self.p.c)
+                    a.add(r["off"], self.out_pixel)
             self._border(b, self.left + self.inside, self.right)
         a.mov(r["off"], self._slot(self.COLUMN))
 
@@ -228,7 +231,7 @@ class _Pool:
             a.mov(r["real"], Mem(r["entry"], 8))
             self._looped(b)
             a.add(r["entry"], 16)
-            a.add(r["off"], self.p.c)
+            a.add(r["off"], self.out_pixel)
 
     def _written(self, b: Block, tw: int) -> None:
         """`tw` outputs at a time, those at the borders with the taps that they have."""
@@ -294,8 +297,8 @@ class _Pool:
                     self.body.combine(output, window)
             self.body.keep(outputs)
             taps = p.valid(1)[:, 1]
-            self.body.finish([t * p.c for t in range(len(xs))], [int(taps[x]) for x in xs])
-        a.add(r["off"], len(xs) * p.c)
+            self.body.finish([t * self.out_pixel for t in range(len(xs))], [int(taps[x]) for x in xs])
+        a.add(r["off"], len(xs) * self.out_pixel)
 
     def _prefetch(self, b: Block, outputs: int, start: int) -> None:
         """Fetch what the next row of outputs reads and this one did not, where the rest stays in the L1 cache."""
