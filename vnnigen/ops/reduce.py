@@ -29,8 +29,9 @@ class Reduce(ElementOperator):
     def _plan(self, shapes: tuple[tuple[int, ...], ...], dtypes: tuple[np.dtype[Any], ...]) -> ElementPlan:
         dtype_name(dtypes[0], "x", ("f32",))
         shape = shapes[0]
-        axes = tuple(a % len(shape) if shape else a for a in self._axes)
-        if not axes or axes != tuple(range(axes[0], axes[0] + len(axes))) or axes[-1] >= len(shape) or 0 in shape:
+        inside = all(-len(shape) <= a < len(shape) for a in self._axes)
+        axes = tuple(a % len(shape) for a in self._axes) if inside else ()
+        if not axes or axes != tuple(range(axes[0], axes[0] + len(axes))) or 0 in shape:
             raise ShapeError(f"axes {self._axes} of shape {shape}: they must be neighbours, and nothing empty")
         first, last = axes[0], axes[-1] + 1
         outer, n, inner = (math.prod(part) for part in (shape[:first], shape[first:last], shape[last:]))
