@@ -263,3 +263,52 @@ def test_a_bf16_network_is_near(isa: str | None) -> None:
     assert y.dtype == np.float32
     np.testing.assert_allclose(y, want, rtol=0.05, atol=0.02 * np.abs(want).max())
     assert any("bf16" in s.output for s in net.explain().steps)
+
+
+def test_numpy_steps_lie_between_native_segments() -> None:
+    graph = after_conv(
+        node("CumSum", "c k", "s"), node("Conv", "s v", "y", kernel_shape=(1, 1)), k=np.int64(2), v=f32(5, 10, 1, 1)
+    )
+    explained = run(graph).explain()
+    numpy_steps = [s for s in explained.numpy_steps if s.op == "CumSum"]
+    assert [s.reason for s in numpy_steps] == ["no kernel for CumSum"]
+    if HERE:
+        assert explained.native_calls == 2
+        assert len(explained.numpy_steps) == 1
+    assert "n_s (CumSum): no kernel" in str(explained)
+
+
+def test_shapes_that_depend_on_values() -> None:
+    graph = graph_of(
+        {"x": (3, 7)}, [node("Relu", "x", "r"), node("NonZero", "r", "n"), node("Cast", "n", "f", to=1)], "f r"
+    )
+    net = Network(graph)
+    for seed in range(3):
+        x = np.random.default_rng(seed).standard_normal((3, 7)).astype(np.float32)
+        found, relu = net(x)
+        np.testing.assert_array_equal(found, np.array(np.nonzero(x > 0), np.float32))
+        np.testing.assert_array_equal(relu, np.maximum(x, 0))
+
+
+@pytest.mark.parametrize("index", [0, 49, 50, -51])
+def test_a_bad_index_is_an_error_and_no_harm(index: int) -> None:
+    nodes = [node("Gather", "table x", "y", axis=0)]
+    graph = Graph("g", {"x": TensorType("s64", (2,))}, ("y",), nodes, {"table": f32(50, 4)})
+    infer(graph)
+    net = Network(graph)
+    good = np.array([1, 2])
+    want = net(good)
+    if -50 <= index < 50:
+        net(np.array([3, index]))
+    else:
+        with pytest.raises(v.VnnigenError):
+            net(np.array([3, index]))
+    np.testing.assert_array_equal(net(good), want)
+
+
+def test_weights_are_not_copied_twice() -> None:
+    """A network's operators read the graph's own arrays."""
+    graph = conv_case(CONV, f32(10, 6, 3, 3))
+    net = run(graph)
+    (op,) = net._operators.values()
+    assert np.shares_memory(op._weights.values, graph.constants["w"])

@@ -76,9 +76,12 @@ def _weights(w: Any, dtype: Any, groups: Any, stride: Any, dilation: Any) -> Wei
         raise ShapeError(f"groups={count} must divide the {w.shape[0]} output channels")
     window = (int(w.shape[2]), int(w.shape[3]), *as_pair(stride, "stride"), *as_pair(dilation, "dilation"))
     merged = count == 1 and (window[5] == 1 or window[1] == 1)
-    # A copy: the caller may change its array, the operator must not change with it.
-    values = np.array(w, order="C")
-    return Weights(values, count, merged, None, np.zeros(w.shape[0], np.int64), window)
+    return Weights(own(w), count, merged, None, np.zeros(w.shape[0], np.int64), window)
+
+
+def own(w: Array) -> Array:
+    """`w` in C order, copied unless it is read-only: the caller may change its array, the operator must not."""
+    return w if w.flags.c_contiguous and not w.flags.writeable else np.array(w, order="C")
 
 
 class Conv2dInt8(_Conv):

@@ -15,7 +15,7 @@ from vnnigen.kernels.post_ops import PostOp
 from vnnigen.kernels.problem import GemmProblem
 from vnnigen.kernels.reference import gemm_f32_reference, gemm_int8_reference
 from vnnigen.kernels.types import Array, DType
-from vnnigen.ops.conv import _check_output, float_quantization
+from vnnigen.ops.conv import _check_output, float_quantization, own
 from vnnigen.ops.operator import Operator, Plan, as_post_ops, make_quantization
 
 
@@ -55,7 +55,7 @@ def _matrix(b: Any, dtype: Any) -> Weights:
     if b.ndim != 2 or b.size == 0:
         raise ShapeError(f"b must have shape (k, n) without empty dimensions, not {b.shape}")
     k, n = b.shape
-    return Weights(np.array(b.T, order="C").reshape(n, k, 1, 1), 1, True, None, np.zeros(n, np.int64))
+    return Weights(own(b.T).reshape(n, k, 1, 1), 1, True, None, np.zeros(n, np.int64))
 
 
 class GemmInt8(_Gemm):

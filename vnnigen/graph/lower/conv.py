@@ -59,8 +59,8 @@ def conv(ctx: Lowering, node: Node) -> str | None:
         q = ctx.graph.constants[node.inputs[1]]
         assert isinstance(q, QWeight)
         return Conv2dInt8(
-            images(q.values), **common, x_scale=x.quant.scale, x_zero_point=x.quant.zero_point, w_scale=_per(q.scale),
-            w_zero_point=_per(q.zero_point), out_dtype=numpy_dtype(storage.dtype), isa=ctx.tiers.of("int8"),
+            images(read_only(q.values)), **common, x_scale=x.quant.scale, x_zero_point=x.quant.zero_point,
+            w_scale=_per(q.scale), w_zero_point=_per(q.zero_point), out_dtype=numpy_dtype(storage.dtype), isa=ctx.tiers.of("int8"),
             **output_arguments(storage),
         )  # fmt: skip
 
@@ -118,8 +118,8 @@ def linear(ctx: Lowering, node: Node) -> str | None:
         assert x.quant is not None
         assert isinstance(b, QWeight)
         return GemmInt8(
-            matrix(b.values), **common, a_scale=x.quant.scale, a_zero_point=x.quant.zero_point, b_scale=_per(b.scale),
-            b_zero_point=_per(b.zero_point), out_dtype=numpy_dtype(storage.dtype), isa=ctx.tiers.of("int8"),
+            matrix(read_only(b.values)), **common, a_scale=x.quant.scale, a_zero_point=x.quant.zero_point,
+            b_scale=_per(b.scale), b_zero_point=_per(b.zero_point), out_dtype=numpy_dtype(storage.dtype), isa=ctx.tiers.of("int8"),
             **output_arguments(storage),
         )  # fmt: skip
 
@@ -181,7 +181,14 @@ def _real(ctx: Lowering, node: Node) -> Array:
     """Weights as f32."""
     values = ctx.constant(node.inputs[1])
     assert values is not None
-    return values.astype(np.float32, copy=False)
+    return read_only(values.astype(np.float32, copy=False))
+
+
+def read_only(values: Array) -> Array:
+    """A view that operators keep without a copy: nobody changes arrays of a graph."""
+    view: Array = values.view()
+    view.flags.writeable = False
+    return view
 
 
 def _per(values: Array) -> Any:
