@@ -60,8 +60,8 @@ def conv(ctx: Lowering, node: Node) -> str | None:
         assert isinstance(q, QWeight)
         return Conv2dInt8(
             images(read_only(q.values)), **common, x_scale=x.quant.scale, x_zero_point=x.quant.zero_point,
-            w_scale=_per(q.scale), w_zero_point=_per(q.zero_point), out_dtype=numpy_dtype(storage.dtype), isa=ctx.tiers.of("int8"),
-            **output_arguments(storage),
+            w_scale=_per(q.scale), w_zero_point=_per(q.zero_point), out_dtype=numpy_dtype(storage.dtype),
+            isa=ctx.tiers.of("int8"), **output_arguments(storage),
         )  # fmt: skip
 
     def image(p: Place) -> Place:
@@ -119,8 +119,8 @@ def linear(ctx: Lowering, node: Node) -> str | None:
         assert isinstance(b, QWeight)
         return GemmInt8(
             matrix(read_only(b.values)), **common, a_scale=x.quant.scale, a_zero_point=x.quant.zero_point,
-            b_scale=_per(b.scale), b_zero_point=_per(b.zero_point), out_dtype=numpy_dtype(storage.dtype), isa=ctx.tiers.of("int8"),
-            **output_arguments(storage),
+            b_scale=_per(b.scale), b_zero_point=_per(b.zero_point), out_dtype=numpy_dtype(storage.dtype),
+            isa=ctx.tiers.of("int8"), **output_arguments(storage),
         )  # fmt: skip
 
     _weighted(ctx, node, rows, x, parts, make, "plain")
