@@ -9,7 +9,7 @@ import pytest
 
 from vnnigen.errors import ShapeError
 from vnnigen.graph.evaluate import run_reference
-from vnnigen.graph.ir import Graph, Node, TensorType
+from vnnigen.graph.ir import Graph, Node, TensorType, ValueQuant
 from vnnigen.graph.network import Network
 
 Array = np.ndarray[Any, Any]
@@ -116,3 +116,25 @@ def test_an_index_out_of_range_is_an_error_not_a_crash(isa: str | None) -> None:
         with pytest.raises(ShapeError, match="out of range"):
             net({"i": np.array([[1, wrong, 4]], np.int64)})
     np.testing.assert_array_equal(net(feeds), want)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+def test_upsampling_leaves_integers_as_they_are(mode: str) -> None:
+    feeds, pool = {"x": real(2, 5, 4, 3).clip(-2.5, 2.5)}, {"kernel_shape": (1, 1), "strides": (1, 1)}
+    q = ValueQuant("u8", 0.03, 100)
+    attrs = {"mode": mode, "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    nodes = [
+        Node("before", "AveragePool", ("x",), ("a",), pool, precision="int8"),
+        Node("resize", "Resize", ("a", "", "s"), ("b",), attrs, precision="int8"),
+        Node("after", "AveragePool", ("b",), ("c",), pool, precision="int8"),
+    ]
+    graph = Graph(
+        "test", {"x": TensorType("f32", (2, 5, 4, 3))}, ("c",), nodes, {"s": np.array([1, 1, 2, 2], np.float32)}
+    )
+    graph.quant = {"x": q, "a": q, "b": q}
+    net = Network(graph)
+    np.testing.assert_allclose(net(feeds), run_reference(graph, feeds)["c"], atol=0.031)
+    (step,) = [s for s in net._current().lowered.steps if s.op == "Resize"]
+    assert (step.native is not None) == (mode == "nearest")
+    if step.native is not None:
+        assert step.outputs[0].dtype == "u8"

@@ -169,8 +169,8 @@ FOLLOWS = UNARY | BINARY | {"Concat", "PRelu", "Div", "Resize", "Pad", "Exp", "S
 #: What can be computed in integers, and in bf16.
 INT8_OPS = frozenset({"Conv", "Linear", "MatMul", "Concat", "Add", "Sum"}) | POOLS | UNARY
 BF16_OPS = frozenset({"Conv", "Linear", "MatMul", "Concat"}) | POOLS | UNARY | BINARY
-#: Results are as their source is: nothing is computed.
-SAME_NUMBERS = VIEWS | PARTS | {"MaxPool"}
+#: Results are as their source is: nothing is computed (but between neighbours, in some ways to resize).
+SAME_NUMBERS = VIEWS | PARTS | {"MaxPool", "Resize"}
 
 
 @dataclass(frozen=True)
