@@ -14,7 +14,7 @@ from vnnigen.graph.infer import infer
 from vnnigen.graph.ir import Fused, Graph, Node, QWeight, TensorType, ValueQuant
 from vnnigen.graph.lower import lower
 from vnnigen.graph.network import Network
-from vnnigen.graph.plan import lay_out
+from vnnigen.graph.plan import lay_out, step_threads
 from vnnigen.graph.specialize import specialize
 
 RNG = np.random.default_rng(7)
@@ -312,3 +312,12 @@ def test_weights_are_not_copied_twice() -> None:
     net = run(graph)
     (op,) = net._operators.values()
     assert np.shares_memory(op._weights.values, graph.constants["w"])
+
+
+@pytest.mark.skipif(not HERE, reason="no kernels here")
+@pytest.mark.parametrize(("size", "split"), [(4, False), (64, True)])
+def test_only_steps_of_some_size_are_split(size: int, split: bool) -> None:
+    shape = {"x": (1, 6, size, size)}
+    graph = graph_of(shape, [node("Conv", "x w", "y", **CONV)], "y", w=f32(32, 6, 3, 3))
+    lowered = lower(specialize(graph, {}))
+    assert (step_threads(lowered.steps[1]) > 1) == split

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.graph import models
-from vnnigen.errors import DTypeError, ISAError, ModelError, ShapeError
+from vnnigen.errors import DTypeError, ISAError, ModelError, ShapeError, VnnigenError
 from vnnigen.graph.evaluate import run_reference
 from vnnigen.graph.importer import import_model
 from vnnigen.graph.ir import Graph
@@ -127,6 +127,12 @@ def test_an_unknown_tier_is_refused() -> None:
         compiled(models.small_cnn(), isa="sse9")
 
 
+@pytest.mark.parametrize("threads", [0, -1, 1 << 20])
+def test_a_wrong_number_of_threads_is_refused(threads: int) -> None:
+    with pytest.raises(VnnigenError, match="threads"):
+        compiled(models.small_cnn(), threads=threads)
+
+
 def test_explain_and_profile() -> None:
     model = models.small_cnn()
     _, net = compiled(model)
@@ -145,3 +151,14 @@ def test_explain_and_profile() -> None:
     assert all(layer.ms > 0 for layer in profile.layers)
     assert "% of peak" in str(profile) or explained.numpy_steps
     assert profile.to_dict()["threads"] >= 1
+
+
+@pytest.mark.parametrize("name", ["small_cnn", "bert_layer", "detector_head"])
+def test_results_do_not_depend_on_threads(name: str) -> None:
+    model = models.BUILDERS[name]()
+    graph = import_model(model)
+    run_passes(graph)
+    feeds = models.feeds(model, seed=3, batch=4, size=32, length=40)
+    one, two = (as_tuple(Network(graph, threads=t)(feeds)) for t in (1, 2))
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_array_equal(a, b)

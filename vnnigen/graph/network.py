@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vnnigen.errors import DTypeError, ModelError, ShapeError
+from vnnigen.errors import DTypeError, ModelError, ShapeError, VnnigenError
 from vnnigen.graph.dtypes import numpy_dtype
 from vnnigen.graph.ir import Array, Graph, TensorType
 from vnnigen.graph.lower import lower
@@ -38,8 +38,11 @@ class Network:
         """Take over a graph whose types are inferred; `log` is what passes did, for `explain`.
 
         `isa` caps the tiers of all kernels, `threads` those of a call (default: as many as kernels may use). Raises
-        ISAError for an unusable tier.
+        ISAError for an unusable tier, VnnigenError for a number of threads that cannot be.
         """
+        limit: int = native.lib.VG_MAX_THREADS
+        if threads is not None and not 1 <= threads <= limit:
+            raise VnnigenError(f"threads={threads}: give a number from 1 to {limit}, or None for the usual number")
         graph.check()
         self.graph = graph
         self.log = tuple(log)

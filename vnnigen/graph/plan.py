@@ -17,10 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from vnnigen.graph.dtypes import numpy_dtype
 from vnnigen.graph.ir import Array
 from vnnigen.graph.lower import Lowered, Step
 from vnnigen.graph.memory import Lifetime, merge, place
 from vnnigen.graph.storage import Place
+from vnnigen.ops.element_base import aligned_empty
 from vnnigen.runtime import native
 
 #: Arenas from this size on ask for huge pages.
@@ -225,7 +227,7 @@ class Plan:
         outputs = []
         for p in self.lowered.outputs:
             if buffers[p.buffer].kind == "output":
-                outputs.append(np.empty(p.shape, p.array().dtype))
+                outputs.append(aligned_empty(p.shape, numpy_dtype(p.dtype)))
             else:
                 outputs.append(np.empty(0, np.uint8))
         with self._lock:
