@@ -354,3 +354,11 @@ def test_operators_that_changed_are_normalised(op: str) -> None:
         for name, old in onnx.defs.get_schema(op, opset).attributes.items():
             same = name in newest and old.default_value == newest[name].default_value
             assert same or ONNX_OPERATORS[op] is not None, f"attribute {name!r} of opset {opset}"
+
+
+@pytest.mark.parametrize("version", [0, -1, -(2**62)])
+def test_a_version_of_the_format_that_never_was_is_refused(version: int) -> None:
+    model = BUILDERS["small_cnn"]()
+    model.ir_version = version
+    with pytest.raises(ModelError, match="ir_version"):
+        import_model(model)

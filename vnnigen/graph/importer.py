@@ -61,6 +61,8 @@ class _Importer:
         self.onnx = onnx
         self.proto = model.graph
         versions = opsets(onnx, model)
+        if model.ir_version < 1:
+            raise ModelError(f"the model's ir_version is {model.ir_version}; ONNX counts from 1")
         self.ir_version = min(model.ir_version, onnx.IR_VERSION)
         read = {name for node in model.graph.node for name in node.input}
         read.update(info.name for info in model.graph.output)
