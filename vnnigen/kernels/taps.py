@@ -15,7 +15,7 @@ from vnnigen.kernels.geometry import Geometry, Segments, TileClass, tile_classes
 from vnnigen.kernels.mac import Mac
 
 #: Channels from which, and outputs of a row up to which, filter columns that meet padding are worth leaving out.
-EDGE_CHANNELS, EDGE_WIDTH = 32, 64
+EDGE_CHANNELS, EDGE_WIDTH = 32, 32
 
 
 @dataclass(frozen=True)
