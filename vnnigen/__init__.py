@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vnnigen.compiler import compile
+from vnnigen.compiler import compile, load
 from vnnigen.errors import (
     AssemblerError,
     BuildError,
@@ -129,6 +129,7 @@ __all__ = [
     "gemm_f32",
     "gemm_int8",
     "global_avg_pool2d",
+    "load",
     "matmul_bf16",
     "matmul_f32",
     "matmul_int8",

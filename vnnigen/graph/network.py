@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from vnnigen.errors import DTypeError, ModelError, ShapeError, VnnigenError
 from vnnigen.graph.dtypes import numpy_dtype
+from vnnigen.graph.format import save_graph
 from vnnigen.graph.ir import Array, Graph, TensorType
 from vnnigen.graph.lower import lower
 from vnnigen.graph.plan import Plan
@@ -160,6 +162,10 @@ class Network:
     def explain(self) -> Explanation:
         """What the last call's plan (or that of the model's own shapes) does: `str()` prints it."""
         return Explanation.of(self.graph.name, self._current(), self.log)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the network to a file that `vnnigen.load` reads, on any machine and without the onnx package."""
+        save_graph(self.graph, path, self.log)
 
     def profile(self, *args: Any, runs: int = 10, **named: Array) -> Profile:
         """Run several times and report the time of each layer (the least of all runs)."""
