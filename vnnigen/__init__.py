@@ -36,6 +36,7 @@ from vnnigen.kernels.post_ops import (
 )
 from vnnigen.kernels.qparams import QParams, choose_qparams, dequantize, quantize
 from vnnigen.ops.bf16 import Conv2dBf16, GemmBf16, conv_bf16, gemm_bf16
+from vnnigen.ops.broadcast import BinaryOp, binary
 from vnnigen.ops.conv import Conv2dF32, Conv2dInt8, conv_f32, conv_int8
 from vnnigen.ops.element import (
     Concat,
@@ -50,10 +51,13 @@ from vnnigen.ops.element import (
     sum_tensors,
 )
 from vnnigen.ops.explanation import Explanation
+from vnnigen.ops.gather import Gather, gather
 from vnnigen.ops.gemm import GemmF32, GemmInt8, gemm_f32, gemm_int8
+from vnnigen.ops.layernorm import LayerNorm, layer_norm
 from vnnigen.ops.matmul import MatMulBf16, MatMulF32, MatMulInt8, matmul_bf16, matmul_f32, matmul_int8
 from vnnigen.ops.operator import Operator
 from vnnigen.ops.pool import AvgPool2d, MaxPool2d, avg_pool2d, global_avg_pool2d, max_pool2d
+from vnnigen.ops.reduce import Reduce, reduce
 from vnnigen.quant import QuantConfig
 from vnnigen.runtime.threads import num_threads, set_num_threads
 
@@ -74,6 +78,7 @@ __all__ = [
     "AssemblerError",
     "AvgPool2d",
     "Binary",
+    "BinaryOp",
     "BuildError",
     "Clip",
     "Concat",
@@ -84,11 +89,13 @@ __all__ = [
     "DTypeError",
     "EmulatorError",
     "Explanation",
+    "Gather",
     "GemmBf16",
     "GemmF32",
     "GemmInt8",
     "HardSwish",
     "ISAError",
+    "LayerNorm",
     "LeakyReLU",
     "Linear",
     "MatMulBf16",
@@ -104,6 +111,7 @@ __all__ = [
     "QuantConfig",
     "QuantizationError",
     "ReLU",
+    "Reduce",
     "ShapeError",
     "SiLU",
     "Sigmoid",
@@ -114,6 +122,7 @@ __all__ = [
     "VnnigenError",
     "add",
     "avg_pool2d",
+    "binary",
     "choose_qparams",
     "compile",
     "concat",
@@ -125,10 +134,12 @@ __all__ = [
     "eltwise",
     "explain",
     "features",
+    "gather",
     "gemm_bf16",
     "gemm_f32",
     "gemm_int8",
     "global_avg_pool2d",
+    "layer_norm",
     "load",
     "matmul_bf16",
     "matmul_f32",
@@ -137,6 +148,7 @@ __all__ = [
     "max_pool2d",
     "num_threads",
     "quantize",
+    "reduce",
     "set_max_isa",
     "set_num_threads",
     "softmax",
