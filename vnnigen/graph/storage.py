@@ -157,6 +157,8 @@ def common_pitch(lengths: Sequence[int], strides: Sequence[int]) -> int | None:
 VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Dropout"})
 #: Views that may leave gaps.
 PARTS = frozenset({"Slice", "Split"})
+#: Operators that move pixels of blocks to channels or back.
+BLOCKS = frozenset({"DepthToSpace", "SpaceToDepth"})
 #: Element-wise operators with one tensor input, which conversion kernels apply.
 UNARY = frozenset({
     "Relu", "Clip", "LeakyRelu", "HardSwish", "HardSigmoid", "Sigmoid", "Tanh", "Gelu", "Silu", "Identity",
@@ -165,12 +167,14 @@ BINARY = frozenset({"Add", "Sub", "Mul", "Sum", "Min", "Max"})
 CONVS, POOLS = frozenset({"Conv"}), frozenset({"MaxPool", "AveragePool", "GlobalAveragePool"})
 IMAGES = CONVS | POOLS
 #: Operators that keep images channels last where they find them so.
-FOLLOWS = UNARY | BINARY | {"Concat", "PRelu", "Div", "Resize", "Pad", "Exp", "Sqrt", "Erf", "Softplus", "Mish"}
+FOLLOWS = UNARY | BINARY | BLOCKS | {
+    "Concat", "PRelu", "Div", "Resize", "Pad", "Exp", "Sqrt", "Erf", "Softplus", "Mish",
+}  # fmt: skip
 #: What can be computed in integers, and in bf16.
 INT8_OPS = frozenset({"Conv", "Linear", "MatMul", "Concat", "Add", "Sum"}) | POOLS | UNARY
 BF16_OPS = frozenset({"Conv", "Linear", "MatMul", "Concat"}) | POOLS | UNARY | BINARY
 #: Results are as their source is: nothing is computed (but between neighbours, in some ways to resize).
-SAME_NUMBERS = VIEWS | PARTS | {"MaxPool", "Resize"}
+SAME_NUMBERS = VIEWS | PARTS | BLOCKS | {"MaxPool", "Resize"}
 
 
 @dataclass(frozen=True)

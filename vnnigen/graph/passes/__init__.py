@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from vnnigen.graph.ir import Graph
 from vnnigen.graph.passes.drop_identity import drop_identity
 from vnnigen.graph.passes.eliminate_common import eliminate_common
+from vnnigen.graph.passes.expand_conv_transpose import expand_conv_transpose
 from vnnigen.graph.passes.fold_batch_norm import fold_batch_norm
 from vnnigen.graph.passes.fold_constants import fold_constants
 from vnnigen.graph.passes.fuse_activation import fuse_activation
@@ -39,6 +40,7 @@ PASSES: tuple[Pass, ...] = (
     fold_batch_norm,
     fuse_binary,
     fuse_activation,
+    expand_conv_transpose,
     fuse_sum,
 )
 

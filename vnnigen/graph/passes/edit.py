@@ -19,7 +19,8 @@ F64 = npt.NDArray[np.float64]
 MATRIX_HOSTS = frozenset({"Conv", "Linear", "MatMul"})
 #: Their kernels apply fused steps to registers: a step saves a pass over memory.
 ELEMENT_HOSTS = frozenset({"Add", "Mul"})
-HOSTS = MATRIX_HOSTS | ELEMENT_HOSTS
+#: (A ConvTranspose is expanded to a convolution, steps included.)
+HOSTS = MATRIX_HOSTS | ELEMENT_HOSTS | {"ConvTranspose"}
 #: These have constant weights into which factors and offsets per channel can be folded.
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Linear"})
 
