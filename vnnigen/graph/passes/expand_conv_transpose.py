@@ -16,7 +16,7 @@ import numpy as np
 
 from vnnigen.graph.attributes import int_attr, ints_attr
 from vnnigen.graph.infer import infer
-from vnnigen.graph.ir import Dim, Graph, Node, TensorType
+from vnnigen.graph.ir import Attr, Dim, Graph, Node, TensorType
 from vnnigen.graph.passes.edit import F64, Edit, dims, f32_constant
 from vnnigen.graph.windows import transposed
 
@@ -65,7 +65,7 @@ def _expand(edit: Edit, node: Node) -> None:
         spread = np.resize(vector, channels)
         spread = np.tile(spread, s * s) if by_phase else np.repeat(spread, s * s)
         names.append(edit.constant(f"{name}_phases", spread) if name else "")
-    attrs = {"group": groups, "pads": tuple(a.pads[side] for side in (0, 1) for a in axes)}
+    attrs: dict[str, Attr] = {"group": groups, "pads": tuple(a.pads[side] for side in (0, 1) for a in axes)}
     conv = replace(node, op="Conv", inputs=(node.inputs[0], *names), attrs=attrs)
     edit.put(node, *_interleaved(edit, conv, axes, s, "DCR" if by_phase else "CRD"))
 
