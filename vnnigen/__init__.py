@@ -58,7 +58,7 @@ from vnnigen.ops.matmul import MatMulBf16, MatMulF32, MatMulInt8, matmul_bf16, m
 from vnnigen.ops.operator import Operator
 from vnnigen.ops.pool import AvgPool2d, MaxPool2d, avg_pool2d, global_avg_pool2d, max_pool2d
 from vnnigen.ops.reduce import Reduce, reduce
-from vnnigen.quant import QuantConfig
+from vnnigen.quant import QuantConfig, SampleFiles
 from vnnigen.runtime.threads import num_threads, set_num_threads
 
 __version__ = "0.1.0"
@@ -112,6 +112,7 @@ __all__ = [
     "QuantizationError",
     "ReLU",
     "Reduce",
+    "SampleFiles",
     "ShapeError",
     "SiLU",
     "Sigmoid",

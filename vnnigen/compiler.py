@@ -15,7 +15,7 @@ from vnnigen.graph.infer import infer
 from vnnigen.graph.ir import Array, Graph, Precision
 from vnnigen.graph.network import Network
 from vnnigen.graph.passes import run_passes
-from vnnigen.quant import QuantConfig, absorb_activations, absorb_weights, calibrate, quantize_with_report
+from vnnigen.quant import QuantConfig, SampleFiles, absorb_activations, absorb_weights, calibrate, quantize_with_report
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -25,8 +25,8 @@ Sample = Array | Mapping[str, Array]
 
 def compile(
     model: str | Path | bytes | ModelProto | Graph, precision: Precision = "f32", *,
-    calibration: Iterable[Sample] | None = None, config: QuantConfig | None = None, isa: str | None = None,
-    threads: int | None = None, progress: Callable[[int], None] | None = None,
+    calibration: Iterable[Sample] | str | os.PathLike[str] | None = None, config: QuantConfig | None = None,
+    isa: str | None = None, threads: int | None = None, progress: Callable[[int], None] | None = None,
 ) -> Network:  # fmt: skip
     """Compile a model to a network that is called with arrays of its inputs.
 
@@ -35,7 +35,8 @@ def compile(
         precision: In which numbers layers compute: "f32", "bf16", or "int8". A model that is quantized already (with
             QuantizeLinear and DequantizeLinear, or QLinear operators) stays so, whatever `precision` says.
         calibration: For "int8": samples of what the network will see, read once; each an array for the only input, or
-            a dict of arrays by input. Some tens to hundreds are usual.
+            a dict of arrays by input. Some tens to hundreds are usual. Or the path of a .npy or .npz file, or of a
+            folder of such: see `vnnigen.SampleFiles`.
         config: How to quantize; default `QuantConfig()`.
         isa: The highest tier to use; default: the machine's best.
         threads: Most threads of a call; default: as many as kernels may use.
@@ -58,7 +59,11 @@ def compile(
         infer(graph)
     elif precision == "int8":
         if calibration is None:
-            raise QuantizationError("precision='int8' needs calibration=, an iterable of samples of the model's input")
+            raise QuantizationError(
+                "precision='int8' needs calibration=, an iterable of samples of the model's input or a path to some"
+            )
+        if isinstance(calibration, (str, os.PathLike)):
+            calibration = SampleFiles(calibration, graph.inputs)
         chosen = QuantConfig() if config is None else config
         graph, decisions = quantize_with_report(graph, calibrate(graph, calibration, chosen, progress), chosen)
     else:

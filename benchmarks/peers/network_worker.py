@@ -15,9 +15,9 @@ Runs under any interpreter that has the engine, and imports nothing of this proj
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -29,6 +29,19 @@ Array = np.ndarray[Any, Any]
 Feeds = Mapping[str, Array]
 #: Computes the outputs by name.
 Run = Callable[[Feeds], dict[str, Array]]
+#: The peers, from a file that imports nothing of the package, which this interpreter may not have.
+_PEERS = Path(__file__).parents[2] / "vnnigen" / "bench" / "engines.py"
+
+
+def peers() -> dict[str, Callable[[int], Any]]:
+    """Load the classes of the peers."""
+    spec = importlib.util.spec_from_file_location("engines", _PEERS)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found: dict[str, Callable[[int], Any]] = module.ENGINES
+    return found
 
 
 def read(path: str) -> dict[str, Array]:
@@ -40,91 +53,6 @@ def one_by_one(feeds: Feeds) -> Iterator[dict[str, Array]]:
     """Split a batch into samples of batch 1."""
     for i in range(len(next(iter(feeds.values())))):
         yield {name: np.ascontiguousarray(values[i : i + 1]) for name, values in feeds.items()}
-
-
-class OnnxRuntime:
-    """ONNX Runtime's CPU provider: f32, and int8 as QDQ with u8 activations and s8 weights per channel.
-
-    Of its quantizer's forms that is the fastest with VNNI: s8 activations have no instruction of their own, and QDQ
-    is rewritten to the same operators that the form QOperator has.
-    """
-
-    module = "onnxruntime"
-
-    def __init__(self, threads: int) -> None:
-        self.api = importlib.import_module(self.module)
-        self.threads = threads
-        self.version = f"ONNX-Runtime-{self.api.__version__}"
-
-    def load(self, model: str, _precision: str, feeds: Feeds, _cache: str | None = None) -> Run:
-        """Make a model ready for inputs of the shapes of `feeds`."""
-        options = self.api.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = self.threads, 1
-        options.log_severity_level = 3
-        options.add_free_dimension_override_by_name("N", len(next(iter(feeds.values()))))
-        session = self.api.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        names = [output.name for output in session.get_outputs()]
-        return lambda x: dict(zip(names, session.run(names, x), strict=True))
-
-    def quantize(self, model: str, samples: list[dict[str, Array]], out: str, _transformer: bool) -> None:
-        """Write the model in int8, calibrated on `samples`."""
-        quantization = importlib.import_module("onnxruntime.quantization")
-        shape_inference = importlib.import_module("onnxruntime.quantization.shape_inference")
-
-        class Reader(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined]
-            rest = iter(samples)
-
-            def get_next(self) -> dict[str, Array] | None:
-                return next(self.rest, None)
-
-        with tempfile.TemporaryDirectory() as folder:
-            prepared = f"{folder}/prepared.onnx"
-            shape_inference.quant_pre_process(model, prepared, skip_symbolic_shape=True)
-            quantization.quantize_static(
-                prepared, out, Reader(), quant_format=quantization.QuantFormat.QDQ, per_channel=True,
-                activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
-            )  # fmt: skip
-
-
-class OpenVINO:
-    """OpenVINO's CPU plugin for least latency: f32, bf16, and int8 as NNCF quantizes it, with islands of f32."""
-
-    module = "openvino"
-
-    def __init__(self, threads: int) -> None:
-        self.api = importlib.import_module(self.module)
-        self.threads = threads
-        self.version = f"OpenVINO-{self.api.__version__.split('-')[0]}"
-
-    def load(self, model: str, precision: str, feeds: Feeds, cache: str | None = None) -> Run:
-        """Make a model ready for inputs of the shapes of `feeds`."""
-        core = self.api.Core()
-        if cache:
-            core.set_property({"CACHE_DIR": cache})
-        network = core.read_model(model)
-        network.reshape({name: list(x.shape) for name, x in feeds.items()})
-        config = {
-            "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": self.threads,
-            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32", "ENABLE_CPU_PINNING": False,
-        }  # fmt: skip
-        compiled = core.compile_model(network, "CPU", config)
-        request = compiled.create_infer_request()
-        names = [output.get_any_name() for output in compiled.outputs]
-
-        def run(x: Feeds) -> dict[str, Array]:
-            values = request.infer(x, share_inputs=True, share_outputs=True)
-            return {name: values[i] for i, name in enumerate(names)}
-
-        return run
-
-    def quantize(self, model: str, samples: list[dict[str, Array]], out: str, transformer: bool) -> None:
-        """Write the model in int8, calibrated on `samples`."""
-        nncf = importlib.import_module("nncf")
-
-        network = self.api.Core().read_model(model)
-        kind = nncf.ModelType.TRANSFORMER if transformer else None
-        quantized = nncf.quantize(network, nncf.Dataset(samples), model_type=kind, subset_size=len(samples))
-        self.api.save_model(quantized, out, compress_to_fp16=False)
 
 
 class Vnnigen:
@@ -155,7 +83,7 @@ class Vnnigen:
         self.api.compile(model, precision="int8", calibration=samples).save(out)
 
 
-ENGINES: dict[str, Callable[[int], Any]] = {"onnxruntime": OnnxRuntime, "openvino": OpenVINO, "vnnigen": Vnnigen}
+ENGINES: dict[str, Callable[[int], Any]] = {**peers(), "vnnigen": Vnnigen}
 Job = tuple[Run, Feeds]
 
 

@@ -1,4 +1,4 @@
-"""The `vnnigen` command: `probe`, `bench`, `explain`, `demo`.
+"""The `vnnigen` command: `probe`, `bench`, `explain`, `compile`, `run`, `demo`.
 
 With `--json`, standard output holds JSON and nothing else. What vnnigen refuses (any VnnigenError) is one
 line on standard error and exit status 2.
@@ -12,13 +12,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from vnnigen.cli import demo, kernels, probe
+from vnnigen.cli import demo, kernels, network, probe
 from vnnigen.cli.app import app
 from vnnigen.errors import VnnigenError
 
-__all__ = ["demo", "kernels", "main", "probe"]
+__all__ = ["demo", "kernels", "main", "network", "probe"]
 
 app.command()(probe.probe)
+app.command("compile")(network.compile_)
+app.command()(network.run)
 app.command()(demo.demo)
 
 

@@ -11,10 +11,12 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Low-precision kernels for x86 CPUs: what this machine can do, how fast, and why.",
+    help="Low-precision networks and kernels for x86 CPUs: what this machine can do, how fast, and why.",
 )
-bench = typer.Typer(no_args_is_help=True, help="Time a kernel against the measured peak, and against f32.")
-explain = typer.Typer(no_args_is_help=True, help="Show which kernel a problem gets, and why.")
+bench = typer.Typer(
+    no_args_is_help=True, help="Time a kernel or a network against the measured peak, and against others."
+)
+explain = typer.Typer(no_args_is_help=True, help="Show which kernels a problem or a network gets, and why.")
 app.add_typer(bench, name="bench")
 app.add_typer(explain, name="explain")
 

@@ -9,10 +9,11 @@ from vnnigen.quant.absorb_qdq import absorb_activations, absorb_qdq, absorb_weig
 from vnnigen.quant.calibrate import Calibration, calibrate
 from vnnigen.quant.policy import Decision, Policy, decide
 from vnnigen.quant.quantize import quantize, quantize_with_report
+from vnnigen.quant.samples import SampleFiles
 from vnnigen.quant.scheme import QuantConfig
 from vnnigen.quant.simulate import simulate
 
 __all__ = [
-    "Calibration", "Decision", "Policy", "QuantConfig", "absorb_activations", "absorb_qdq", "absorb_weights",
-    "calibrate", "decide", "quantize", "quantize_with_report", "simulate",
+    "Calibration", "Decision", "Policy", "QuantConfig", "SampleFiles", "absorb_activations", "absorb_qdq",
+    "absorb_weights", "calibrate", "decide", "quantize", "quantize_with_report", "simulate",
 ]  # fmt: skip
