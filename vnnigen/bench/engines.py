@@ -70,11 +70,22 @@ class OnnxRuntime:
 
         with tempfile.TemporaryDirectory() as folder:
             prepared = f"{folder}/prepared.onnx"
-            shape_inference.quant_pre_process(model, prepared, skip_symbolic_shape=True)
+            shape_inference.quant_pre_process(_at_least_13(model, folder), prepared, skip_symbolic_shape=True)
             quantization.quantize_static(
                 prepared, out, Reader(), quant_format=quantization.QuantFormat.QDQ, per_channel=True,
                 activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
             )  # fmt: skip
+
+
+def _at_least_13(model: str, folder: str) -> str:
+    """The model in opset 13, the first whose DequantizeLinear has an axis, if it is older."""
+    onnx = importlib.import_module("onnx")
+    loaded = onnx.load(model)
+    if all(entry.domain or entry.version >= 13 for entry in loaded.opset_import):
+        return model
+    converter = importlib.import_module("onnx.version_converter")
+    onnx.save(converter.convert_version(loaded, 13), f"{folder}/converted.onnx")
+    return f"{folder}/converted.onnx"
 
 
 class OpenVINO:

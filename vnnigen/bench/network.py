@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,8 @@ def _load(
     path = str(model)
     if precision == "int8":
         path = f"{stack.enter_context(tempfile.TemporaryDirectory())}/model{suffix}"
-        engine.quantize(str(model), samples, path)
+        with redirect_stdout(sys.stderr):  # NNCF has progress bars
+            engine.quantize(str(model), samples, path)
     return engine.load(path, precision, feeds)
 
 

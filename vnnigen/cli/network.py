@@ -139,7 +139,7 @@ def bench_model(
         others: dict[str, Candidate] = {}
         if "f32" in names:
             plain = compile_model(_onnx_only(model, "--vs f32"), isa=isa)
-            others["f32"] = Candidate(lambda: plain(feeds), {"version": "vnnigen", "precision": "f32"})
+            others["f32"] = Candidate(lambda: plain(feeds), {"version": "vnnigen f32", "precision": "f32"})
         engines = [name for name in names if name != "f32"]
         if engines:
             source = _onnx_only(model, f"--vs {engines[0]}")
@@ -304,6 +304,8 @@ def _read(path: Path) -> Array | dict[str, Array]:
             return array
         with found:
             return {name: found[name] for name in found.files}
+    except OSError as error:
+        raise VnnigenError(f"{path} cannot be read: {error.strerror or error}") from None
     except Exception as error:  # of NumPy and zipfile, for whatever the file is
         raise VnnigenError(f"{path} cannot be read: {error}") from None
 
@@ -342,7 +344,8 @@ def _progress() -> Progress:
     columns = (
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
     )  # fmt: skip
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 @contextmanager
@@ -357,17 +360,19 @@ def _bench_table(model: Path, result: dict[str, Any]) -> Table:
     notes = [f"{len(result['numpy_steps'])} of {result['steps']} steps in NumPy: {', '.join(result['numpy_steps'])}"]
     notes = notes if result["numpy_steps"] else []
     notes += [f"{name}: {row['note']}, so f32 was timed" for name, row in result["vs"].items() if "note" in row]
-    notes = ["ratio: the other's time by ours", *notes] if result["vs"] else notes
+    if result["vs"]:
+        versions = ", ".join(dict.fromkeys(row["version"] for row in result["vs"].values()))
+        notes = [f"ratio: the other's time by ours; {versions}", *notes]
     title = f"{model.name}, {shapes}, {result['threads']} thread(s)"
     table = Table(title=title, title_justify="left", caption="\n".join(notes), caption_justify="left")
     for name in ("engine", "dtype", "tier"):
-        table.add_column(name, no_wrap=name != "engine")
+        table.add_column(name, no_wrap=True)
     for name in ("ms median", "ms min", "GOP/s", "% of peak", "ratio"):
         table.add_column(name, justify="right")
     peak = "-" if result["pct_peak"] is None else f"{result['pct_peak']:.1f}"
     table.add_row("vnnigen", result["dtype"], result["isa"], *_ms(result), f"{result['gops']:.1f}", peak, "-")
-    for row in result["vs"].values():
-        table.add_row(row["version"], row["precision"], "", *_ms(row), "", "", f"{row['ratio']:.2f}")
+    for name, row in result["vs"].items():
+        table.add_row("vnnigen" if name == "f32" else name, row["precision"], "", *_ms(row), "", "", f"{row['ratio']:.2f}")
     return table
 
 

@@ -37,7 +37,7 @@ class SampleFiles:
     input the name does not matter); or a folder of such files, read in the order of their names. Along its first
     dimension, an array holds samples: it has the input's number of dimensions, the first one being any length (for
     an input of fixed batch: a multiple of it), or one more, each part being a whole input. An array with one
-    dimension less is a single sample without batch. f64 and f16 become f32, smaller integers larger ones.
+    dimension less is a single sample without batch. f64 and f16 become f32, as does what fits without loss.
 
     Raises QuantizationError, naming the file, for one that is damaged, holds Python objects, or does not fit.
     """
