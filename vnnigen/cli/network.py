@@ -372,7 +372,8 @@ def _bench_table(model: Path, result: dict[str, Any]) -> Table:
     peak = "-" if result["pct_peak"] is None else f"{result['pct_peak']:.1f}"
     table.add_row("vnnigen", result["dtype"], result["isa"], *_ms(result), f"{result['gops']:.1f}", peak, "-")
     for name, row in result["vs"].items():
-        table.add_row("vnnigen" if name == "f32" else name, row["precision"], "", *_ms(row), "", "", f"{row['ratio']:.2f}")
+        engine = "vnnigen" if name == "f32" else name
+        table.add_row(engine, row["precision"], "", *_ms(row), "", "", f"{row['ratio']:.2f}")
     return table
 
 
