@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from vnnigen.graph.memory import Lifetime, merge, place
 from vnnigen.graph.storage import Place
 from vnnigen.ops.element_base import aligned_empty
 from vnnigen.runtime import native
+from vnnigen.runtime.compiled import Bound
 
 #: Arenas from this size on ask for huge pages.
 HUGE = 4 << 20
@@ -209,6 +210,10 @@ class Plan:
             if step.native.check is not None:
                 _, offset = self.memory.homes[step.temps[0]]
                 self._checks.append((offset, step.native.temps[0].bytes, step.native.check))
+        launches = [s.native.launches for s in steps if s.native is not None]
+        weighted = [x for x in launches if isinstance(x, Bound) and x.fetches_ahead]
+        for this, following in pairwise([*weighted, *weighted[:1]]):
+            this.fetch_ahead(following)
         count = 1 + self.n_in + self.n_out + sum(b.kind == "const" for b in self.lowered.buffers)
         self._plan = ffi.new("vg_plan *", (self._steps, len(steps), count))
         native.check(native.lib.vg_plan_check(self._plan))

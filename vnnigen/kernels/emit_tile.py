@@ -39,6 +39,9 @@ class Cursors:
     k: Reg
     outer: Reg
     inner: Reg | None
+    #: What is fetched into the L2 cache meanwhile, and the stack slot that says where that ends.
+    ahead: Reg | None = None
+    ahead_end: Mem | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class TileCode:
     seg: Segments
     blocking: Blocking
     row_sums: bool
+    #: Cache lines fetched ahead in one turn of the K loop.
+    ahead: int = 0
 
     @property
     def panel_bytes(self) -> int:
@@ -146,6 +151,7 @@ class _Loop:
             with a.loop(self.cur.k):
                 for u in range(unroll):
                     self.step(4 * u, u, piece.pixels, tail=False)
+                    self._fetch_ahead(u, unroll)
                 self.stream.flush()
                 a.add(self.cur.src, 4 * unroll)
                 a.add(self.cur.weights, step * unroll)
@@ -154,6 +160,16 @@ class _Loop:
         for d in range(rest):
             self.step(4 * d, d, piece.pixels, tail=d == rest - 1)
         self.stream.flush()
+
+    def _fetch_ahead(self, u: int, unroll: int) -> None:
+        """Fetch the lines that fall to step `u` of a turn."""
+        if self.cur.ahead is None:
+            return
+        lines = self.code.ahead
+        for i in range(u * lines // unroll, (u + 1) * lines // unroll):
+            self.a.prefetcht1(Mem(self.cur.ahead, 64 * i))
+        if u == unroll - 1:
+            self.a.add(self.cur.ahead, 64 * lines)
 
     def _go(self, to: tuple[int, int]) -> None:
         """Move the cursors."""
@@ -183,6 +199,10 @@ def emit_tile(
     add is added to the start values instead. All cursors keep their values.
     """
     bits = code.tier.bits
+    if cur.ahead is not None:
+        # What lies beyond the end is not wanted; the tile's own weights are in the cache anyway.
+        a.cmp(cur.ahead, cur.ahead_end)
+        a.cmovae(cur.ahead, cur.weights)
     with a.scope():
         acc = [[a.vec(bits, f"acc{i}_{j}") for j in range(nr)] for i in range(len(rows))]
         with a.section(f"start values {len(rows)}x{nr}"):

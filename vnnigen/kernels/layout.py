@@ -17,7 +17,11 @@ MAX_TENSORS = 4
 ARG_WEIGHTS = ARG_TENSORS + MAX_TENSORS
 ARG_CONSTS = ARG_WEIGHTS + 1
 MAX_LAUNCHES = 4
-ARG_SLOTS = ARG_WEIGHTS + 2 * MAX_LAUNCHES
+#: What the grid's steps fetch into the L2 cache meanwhile. Steps before ARG_AHEAD_FROM: ARG_AHEAD_SHARE bytes each of
+#: what lies at ARG_AHEAD, one step's bytes behind the other's; those after it the same of ARG_NEXT.
+ARG_AHEAD_FROM = ARG_WEIGHTS + 2 * MAX_LAUNCHES
+ARG_AHEAD, ARG_AHEAD_SHARE, ARG_NEXT, ARG_NEXT_SHARE = range(ARG_AHEAD_FROM + 1, ARG_AHEAD_FROM + 5)
+ARG_SLOTS = ARG_NEXT_SHARE + 1
 
 #: Scalars (f32) a post-op chain may use in all.
 MAX_SCALARS = 64

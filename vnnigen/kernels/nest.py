@@ -1,15 +1,17 @@
 """The loop nest around the microkernel: one function that computes one step of the parallel grid.
 
-Step `index` is (image, strip of output rows, chunk of column blocks).  It copies its source rows to scratch if they
+Step `index` is (image, strip of output rows, chunk of column blocks), or, where weights are larger than the source,
+(chunk, image, strip), so that they are read once.  It copies its source rows to scratch if they
 must be padded, shifted or widened, then runs: groups > column blocks > tiles down the strip > tiles along the row.
-The weights of one column block stay in the L1 cache while all of the strip's tiles use them.
+The weights of one column block stay in the L1 cache while all of the strip's tiles use them; meanwhile those of later
+steps, or of the kernel that runs next, are fetched into the L2 cache.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from vnnigen.errors import ShapeError
@@ -21,7 +23,17 @@ from vnnigen.kernels.emit_epilogue import epilogue_registers
 from vnnigen.kernels.emit_tile import Cursors, TileCode, emit_tile, tile_offsets
 from vnnigen.kernels.epilogue import EpilogueSpec
 from vnnigen.kernels.geometry import SRC_BYTES, Geometry, TileClass, row_classes, segments
-from vnnigen.kernels.layout import ARG_CONSTS, ARG_SRC, ARG_WEIGHTS, ConstLayout
+from vnnigen.kernels.layout import (
+    ARG_AHEAD,
+    ARG_AHEAD_FROM,
+    ARG_AHEAD_SHARE,
+    ARG_CONSTS,
+    ARG_NEXT,
+    ARG_NEXT_SHARE,
+    ARG_SRC,
+    ARG_WEIGHTS,
+    ConstLayout,
+)
 from vnnigen.kernels.mac import Mac, TierCode
 from vnnigen.kernels.packing import filter_cells, filter_rows
 from vnnigen.kernels.taps import column_classes, cuts_columns, everything, tile_taps
@@ -50,6 +62,14 @@ class NestKey:
     launch: int
     #: Whether filter rows that meet padding only may be left out.
     skip_padding: bool = False
+    #: Cache lines that a turn of the K loop fetches ahead.
+    ahead: int = field(default=0, kw_only=True)
+
+    @property
+    def columns_first(self) -> bool:
+        """Whether all images and strips meet a chunk's weights before the next chunk's turn comes."""
+        g = self.g
+        return g.groups == 1 and g.n * g.k * self.mac.weight_bytes > g.h * g.w * g.ic * SRC_BYTES[g.src]
 
     @property
     def name(self) -> str:
@@ -191,6 +211,7 @@ class LoopNest:
         a.mov(consts, Mem(args, 8 * (ARG_CONSTS + 2 * self.key.launch)))
         a.mov(weights, Mem(args, 8 * (ARG_WEIGHTS + 2 * self.key.launch)))
         a.mov(self._slot(self.SCRATCH), a.load_argument("scratch"))
+        self.ahead = a.gpr("ahead") if self.key.ahead else None
         self._locate(args, weights, col, consts)
         inner = a.gpr("tap") if self.two_taps else None
         self.cur = Cursors(
@@ -204,13 +225,15 @@ class LoopNest:
             a.gpr("k"),
             a.gpr("tap_row"),
             inner,
+            self.ahead,
+            self._slot(self.AHEAD_END),
         )
         self._groups()
         a.ret()
         return a.finalize().encode()
 
     # Slots of the stack frame: loop counts that are touched once per column block.
-    CHUNK, STRIP, BLOCKS, GROUP, DOWN_LEFT, ALONG_LEFT, SCRATCH = range(7)
+    CHUNK, STRIP, BLOCKS, GROUP, DOWN_LEFT, ALONG_LEFT, SCRATCH, AHEAD_END = range(8)
 
     def _slot(self, which: int) -> Mem:
         return self.slots + 8 * which
@@ -221,9 +244,9 @@ class LoopNest:
         index, scratch = a.load_argument("index"), a.load_argument("scratch")
         with a.scope(), a.section("locate the step"):
             image, strip, chunk, tmp = a.gpr("image"), a.gpr("strip"), a.gpr("chunk"), a.gpr("tmp")
-            self._split(index, chunk, key.chunks, key.steps, tmp)
-            self._split(index, strip, key.strips, key.steps, tmp)
-            a.mov(image, index)
+            if self.ahead is not None:
+                self._begin_ahead(args, index, self.ahead, tmp)
+            self._split_index(index, image, strip, chunk, tmp)
             a.mov(self._slot(self.CHUNK), chunk)
             a.mov(self._slot(self.STRIP), strip)
             self._blocks_here(chunk, tmp)
@@ -256,6 +279,38 @@ class LoopNest:
                 a.imul(chunk, chunk, b.chunk * self.source_step)
                 a.add(self.first_src, chunk)
         a.release(index, scratch)
+
+    def _begin_ahead(self, args: Reg, index: Reg, ahead: Reg, end: Reg) -> None:
+        """Find this step's share of what is fetched meanwhile."""
+        a = self.a
+        following, done = a.label("following"), a.label("share_found")
+        a.mov(ahead, index)
+        a.sub(ahead, Mem(args, 8 * ARG_AHEAD_FROM))
+        a.jae(following)
+        for first, share in ((ARG_AHEAD, ARG_AHEAD_SHARE), (ARG_NEXT, ARG_NEXT_SHARE)):
+            if first == ARG_NEXT:
+                a.jmp(done)
+                a.bind(following)
+            else:
+                a.mov(ahead, index)
+            a.mov(end, Mem(args, 8 * share))
+            a.imul(ahead, end)
+            a.add(ahead, Mem(args, 8 * first))
+        a.bind(done)
+        a.add(end, ahead)
+        a.mov(self._slot(self.AHEAD_END), end)
+
+    def _split_index(self, index: Reg, image: Reg, strip: Reg, chunk: Reg, tmp: Reg) -> None:
+        """The step's image, strip and chunk; the index is lost."""
+        key = self.key
+        if key.columns_first:
+            self._split(index, strip, key.strips, key.steps, tmp)
+            self._split(index, image, key.g.images, key.steps, tmp)
+            self.a.mov(chunk, index)
+        else:
+            self._split(index, chunk, key.chunks, key.steps, tmp)
+            self._split(index, strip, key.strips, key.steps, tmp)
+            self.a.mov(image, index)
 
     def _split(self, value: Reg, remainder: Reg, divisor: int, limit: int, tmp: Reg) -> None:
         """Remainder = value % divisor; value //= divisor."""
@@ -421,7 +476,7 @@ class Nest(LoopNest):
     def __init__(self, key: NestKey, features: frozenset[str] | None):
         super().__init__(key, features)
         self.seg = segments(key.g, key.mac, row_pitch=self.row_pitch, pixel_pitch=self.pixel)
-        self.code = TileCode(key.tier, key.mac, key.spec, self.lay, self.seg, key.blocking, key.row_sums)
+        self.code = TileCode(key.tier, key.mac, key.spec, self.lay, self.seg, key.blocking, key.row_sums, key.ahead)
         self.panel_bytes = self.code.panel_bytes
         self.block_bytes = key.blocking.nr * self.panel_bytes
         self.two_taps = self.seg.inner > 1

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vnnigen.kernels.ahead import lines_per_turn
 from vnnigen.kernels.blocking import L2_BLOCK, choose_blocking, rank_blockings
 from vnnigen.kernels.epilogue import Epilogue
 from vnnigen.kernels.geometry import Geometry
@@ -137,7 +138,7 @@ class Packed:
             if pick is not None:
                 candidates = [replace(key, blocking=b) for b in rank_blockings(part, self.tier, r.mac, need)]
                 key = candidates[pick(candidates, r)]
-            keys.append(key)
+            keys.append(replace(key, ahead=lines_per_turn(key)))
         return tuple(keys)
 
     @property

@@ -9,8 +9,19 @@ from typing import Any, Protocol
 
 from vnnigen.isa import tiers
 from vnnigen.isa.assembler import Code
-from vnnigen.kernels.layout import ARG_CONSTS, ARG_SLOTS, ARG_WEIGHTS
+from vnnigen.kernels.ahead import first_bytes, share_out
+from vnnigen.kernels.layout import (
+    ARG_AHEAD,
+    ARG_AHEAD_FROM,
+    ARG_AHEAD_SHARE,
+    ARG_CONSTS,
+    ARG_NEXT,
+    ARG_NEXT_SHARE,
+    ARG_SLOTS,
+    ARG_WEIGHTS,
+)
 from vnnigen.kernels.mac import TierCode
+from vnnigen.kernels.nest import NestKey
 from vnnigen.runtime import codemem, native
 from vnnigen.runtime.cache import KernelCache
 
@@ -125,3 +136,24 @@ class Bound(Launches):
         for i, run in enumerate(runs):
             self.descriptor.args[ARG_WEIGHTS + 2 * i] = run.weights.ctypes.data
             self.descriptor.args[ARG_CONSTS + 2 * i] = run.consts.ctypes.data
+        self.fetch_ahead(None)
+
+    @property
+    def fetches_ahead(self) -> bool:
+        """Whether the kernels bring weights near before they are read."""
+        return len(self.keys) == 1 and isinstance(self.keys[0], NestKey)
+
+    def fetch_ahead(self, following: Bound | None) -> None:
+        """Let the kernels fetch, while they run, the weights that `following`, which runs next, reads first."""
+        if not self.fetches_ahead:
+            return
+        key = self.keys[0]
+        assert isinstance(key, NestKey)
+        args, weights, wanted = self.descriptor.args, self.runs[0].weights, 0
+        if following is not None and isinstance(first := following.keys[0], NestKey):
+            args[ARG_NEXT] = following.runs[0].weights.ctypes.data
+            wanted = first_bytes(first, following.runs[0].weights.nbytes)
+        shares = share_out(key, weights.nbytes, wanted)
+        args[ARG_AHEAD_FROM] = shares.steps
+        args[ARG_AHEAD], args[ARG_AHEAD_SHARE] = weights.ctypes.data + shares.start, shares.own
+        args[ARG_NEXT_SHARE] = shares.following
