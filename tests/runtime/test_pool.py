@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -39,6 +40,38 @@ def test_that_many_threads_work_at_once(nthreads: int) -> None:
     assert len(identities) == nthreads
     assert threading.get_native_id() in identities
     assert lib.vg_pool_size() == nthreads - 1
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one CPU only")
+def test_a_helper_leaves_the_callers_cpu() -> None:
+    mine, cpus = threading.get_native_id(), os.sched_getaffinity(0)
+    caller = min(cpus)
+    seen: dict[int, list[int]] = {}
+
+    def unit(args: object, index: int, scratch: object) -> None:
+        barrier.wait(timeout=30)
+        me = threading.get_native_id()
+        last = Path(f"/proc/self/task/{me}/stat").read_text().rpartition(")")[2].split()[36]  # proc(5): processor
+        seen.setdefault(me, []).append(int(last))
+
+    barrier = threading.Barrier(2)
+    kernel = Kernel([Launch(unit, 2)])
+    assert kernel.call(nthreads=2) == 0
+    (helper,) = set(seen) - {mine}
+    try:
+        os.sched_setaffinity(mine, {caller})
+        for _ in range(5):
+            # Put the helper where the caller is, free to go.
+            os.sched_setaffinity(helper, {caller})
+            os.sched_setaffinity(helper, cpus)
+            assert kernel.call(nthreads=2) == 0
+            assert seen[helper][-1] != caller
+            assert os.sched_getaffinity(helper) == cpus
+        os.sched_setaffinity(helper, {caller})
+        assert kernel.call(nthreads=2) == 0
+        assert os.sched_getaffinity(helper) == {caller}  # it stays where it must
+    finally:
+        os.sched_setaffinity(mine, cpus)
 
 
 @pytest.mark.parametrize(("count", "nthreads"), [(1, 8), (50, 1)])

@@ -11,11 +11,13 @@
  * Joining is a compare-and-swap on `gate`, so whoever joined reads the region that the gate's present
  * value published; a thread that looks at one epoch and joins the next region does no harm.
  */
+#define _GNU_SOURCE /* sched_getcpu, CPU_SET */
 #include "vg.h"
 
 #include <limits.h>
 #include <linux/futex.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <sys/syscall.h>
@@ -39,6 +41,7 @@ static struct {
     _Alignas(128) _Atomic int64_t next;
     _Alignas(128) vg_region region;
     int64_t chunk;
+    _Atomic int cpu; /* where the caller runs */
     _Atomic int stopping;
 } pool;
 
@@ -115,6 +118,21 @@ static void help(void) {
     leave_region();
 }
 
+/* A thread that shares the caller's CPU only takes its time, and some schedulers leave the two together for a quarter
+ * of a second while other CPUs idle (seen with Linux 6.18 on virtual machines). To leave is to be allowed there no
+ * more; then the mask is what it was again. */
+static void leave_callers_cpu(void) {
+    int cpu = atomic_load_explicit(&pool.cpu, memory_order_relaxed);
+    cpu_set_t allowed, others;
+    if (cpu < 0 || cpu >= CPU_SETSIZE || cpu != sched_getcpu()) return;
+    if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
+    others = allowed;
+    CPU_CLR(cpu, &others);
+    if (CPU_COUNT(&others) == 0) return;
+    sched_setaffinity(0, sizeof others, &others);
+    sched_setaffinity(0, sizeof allowed, &allowed);
+}
+
 static void wait_for_epoch(uint32_t seen) {
     if (spin_while(&pool.epoch, UINT32_MAX, seen)) return;
     /* Sequentially consistent against vg_pool_run: either it sees the sleeper or we see the epoch. */
@@ -128,6 +146,7 @@ static void *thread_main(void *unused) {
     vg_mxcsr_enter(); /* for life: nothing but kernels runs here */
     uint32_t seen = atomic_load(&pool.epoch);
     while (!atomic_load(&pool.stopping)) {
+        leave_callers_cpu();
         help();
         wait_for_epoch(seen);
         seen = atomic_load(&pool.epoch);
@@ -172,6 +191,7 @@ void vg_pool_run(const vg_region *r, void *scratch, int nthreads) {
     /* About four chunks per thread: few enough to keep neighbours together, enough to even out. */
     int64_t chunk = r->count / (4 * (int64_t)nthreads);
     pool.region = *r;
+    atomic_store_explicit(&pool.cpu, sched_getcpu(), memory_order_relaxed);
     pool.chunk = chunk > 0 ? chunk : 1;
     atomic_store_explicit(&pool.next, 0, memory_order_relaxed);
     atomic_store_explicit(&pool.gate, OPEN | (uint32_t)helpers * TICKET, memory_order_release);
