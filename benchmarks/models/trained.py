@@ -11,9 +11,9 @@ from pathlib import Path
 import onnx
 from onnx import version_converter
 
-from benchmarks.models.net import OPSET, Batch, Net, Value
+from benchmarks.models.net import OPSET, Batch
 from benchmarks.peers.onednn import cache_directory
-from vnnigen.demo.mobilenet import ConvRecord, mobilenet_v2
+from vnnigen.demo.mobilenet import mobilenet_v2
 from vnnigen.demo.photos import weights_path
 from vnnigen.demo.torch_pickle import load_state_dict
 from vnnigen.errors import ModelError
@@ -25,29 +25,8 @@ TEXT_DIRECTION = (_OCR_WHEEL, "rapidocr_onnxruntime/models/ch_ppocr_mobile_v2.0_
 
 
 def mobilenet_v2_trained(batch: Batch = "N") -> onnx.ModelProto:
-    """MobileNetV2 of torchvision with batch norms folded, as exporters write it."""
-    network = mobilenet_v2(load_state_dict(weights_path()))
-    net = Net("mobilenet_v2_trained", batch)
-    activations = [net.input("image", (3, 224, 224))]
-    for conv in network.convs:
-        activations.append(_convolve(net, conv, activations))
-    weight, bias = net.constant(network.classifier), net.constant(network.classifier_bias)
-    pooled = net.global_pool(activations[-1])
-    return net.model({"logits": Value(net.op("Gemm", pooled, weight, bias, transB=1), (network.classifier_bias.size,))})
-
-
-def _convolve(net: Net, conv: ConvRecord, activations: list[Value]) -> Value:
-    """One convolution of the record, with its residual sum or ReLU6."""
-    x, window = activations[-1], conv.weight.shape[2:]
-    name = net.op(
-        "Conv", x, net.constant(conv.weight), net.constant(conv.bias), kernel_shape=window, group=conv.groups,
-        strides=[conv.stride] * 2, pads=[conv.padding] * 4,
-    )  # fmt: skip
-    sizes = [(size + 2 * conv.padding - k) // conv.stride + 1 for size, k in zip(x.shape[1:], window, strict=True)]
-    y = Value(name, (len(conv.weight), *sizes))
-    if conv.residual is not None:
-        y = net.add(y, activations[conv.residual])
-    return net.relu6(y) if conv.relu6 else y
+    """MobileNetV2 of torchvision, as the demo runs it."""
+    return mobilenet_v2(load_state_dict(weights_path()), batch)
 
 
 def open_nsfw(batch: Batch = "N") -> onnx.ModelProto:

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from vnnigen import MissingExtraError, ModelError
-from vnnigen.demo import photos as module
-from vnnigen.demo.photos import MEAN, STD, Photo, load_photo, photos, preprocess, split, weights_path
+from vnnigen.demo import wheels as module
+from vnnigen.demo.photos import MEAN, STD, Photo, crops, load_photo, photos, preprocess, split, weights_path
 
 
 def test_photos_and_labels(all_photos: list[Photo]) -> None:
@@ -80,3 +80,15 @@ def test_wheels_are_read_without_being_imported(all_photos: list[Photo]) -> None
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_crops_are_mild_and_repeatable(all_photos: list[Photo]) -> None:
+    found = [np.concatenate(list(crops(all_photos[:3], 7, seed=4))) for _ in range(2)]
+    np.testing.assert_array_equal(*found)
+    assert found[0].shape == (7, 3, 224, 224)
+    colours = (found[0].transpose(0, 2, 3, 1) * STD + MEAN) * 255
+    np.testing.assert_allclose(colours, np.rint(colours), atol=1e-3)  # as a camera has them
+    light = [c.mean() / 255 for c in colours]
+    originals = [(p.pixels * STD + MEAN).mean() for p in all_photos[:3]]
+    assert all(abs(a / originals[i % 3] - 1) < 0.1 for i, a in enumerate(light))
+    assert len({c.tobytes() for c in colours}) == 7

