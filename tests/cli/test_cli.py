@@ -187,7 +187,7 @@ def test_demo_passes_its_options(monkeypatch, capsys):
     monkeypatch.setattr(report, "run_demo", lambda **options: asked.append(options))
     code, _, _ = run(capsys, "demo", "--threads", "2", "--json")
     assert code == 0
-    assert asked == [{"threads": 2, "as_json": True}]
+    assert asked == [{"network": "all", "threads": 2, "layers": False, "as_json": True}]
 
 
 def test_demo_without_its_extra_says_what_to_install(monkeypatch, capsys):
