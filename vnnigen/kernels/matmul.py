@@ -268,4 +268,5 @@ def _one(v: Views, packed: Packed | PackedAmx, batches: int) -> NestKey:
     wide = v.a_pitch // (v.k * itemsize(packed.src))
     g = replace(gemm_geometry(GemmProblem(v.m, v.n, v.k, packed.src, packed.epilogue.spec.out)), w=wide)
     (key,) = packed.keys_for(replace(g, images=batches))
-    return replace(key, g=g)
+    # b was packed a moment ago: nothing is fetched ahead, and a batch's own argument block has no slots for it.
+    return replace(key, g=g, ahead=0)
