@@ -29,12 +29,14 @@ class KernelReport:
     code_size: int
     instructions: int
     jit_ms: float
+    from_disk: bool
     tuning: Tuning
     code: Code
 
     def lines(self) -> list[str]:
         """Human-readable description."""
         b = self.blocking
+        made = "loaded from the cache on disk" if self.from_disk else "generated"
         copy = f"copied to scratch ({self.scratch_bytes} bytes)" if b["copy"] else "read in place"
         return [
             f"kernel    {self.name}",
@@ -44,7 +46,7 @@ class KernelReport:
             *(f"    {s * 1e6:10.1f} us  {_in_words(asdict(m))}" for m, s in self.tuning.measured),
             f"  source    {copy}",
             f"  needs     {', '.join(self.features)}",
-            f"  code      {self.code_size} bytes, {self.instructions} instructions, generated in {self.jit_ms:.1f} ms",
+            f"  code      {self.code_size} bytes, {self.instructions} instructions, {made} in {self.jit_ms:.1f} ms",
         ]
 
 
@@ -107,6 +109,7 @@ class Explanation:
                         len(code.data),
                         code.instruction_count,
                         kernel.jit_ms,
+                        kernel.stored,
                         tuning,
                         code,
                     )

@@ -66,6 +66,12 @@ class LoadedCode:
     mapping: Mapping
 
 
+def dump_folder() -> Path | None:
+    """Where every kernel is to be dumped, if anywhere."""
+    directory = os.environ.get("VNNIGEN_DUMP_DIR")
+    return Path(directory) if directory else None
+
+
 def load(code: MachineCode) -> LoadedCode:
     """Place one kernel in pages of its own; see `load_batch`."""
     return load_batch([code])[0]
@@ -91,9 +97,9 @@ def load_batch(codes: Sequence[MachineCode]) -> list[LoadedCode]:
     ]
     if os.environ.get("VNNIGEN_PERF", "0") not in ("", "0"):
         _write_perf_map(loaded)
-    if directory := os.environ.get("VNNIGEN_DUMP_DIR"):
+    if (directory := dump_folder()) is not None:
         for code in codes:
-            _dump(code, Path(directory))
+            _dump(code, directory)
     return loaded
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 from vnnigen.isa import tiers
@@ -22,7 +23,7 @@ from vnnigen.kernels.layout import (
 )
 from vnnigen.kernels.mac import TierCode
 from vnnigen.kernels.nest import NestKey
-from vnnigen.runtime import codemem, native
+from vnnigen.runtime import codemem, kernel_store, native
 from vnnigen.runtime.cache import KernelCache
 
 
@@ -55,11 +56,17 @@ class KernelKey(Hashable, Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Compiled:
-    """A kernel ready to run, and what it cost to make."""
+    """A kernel ready to run, and what it cost to make; `stored` says that it came from the cache on disk."""
 
-    code: Code
+    key: KernelKey
     loaded: codemem.LoadedCode
     jit_ms: float
+    stored: bool = False
+
+    @cached_property
+    def code(self) -> Code:
+        """The code with its listing, generated anew: what makes a listing takes far more memory than the code."""
+        return generate(self.key)
 
 
 _CACHE: KernelCache[KernelKey, Compiled] = KernelCache()
@@ -71,23 +78,46 @@ def generate(key: KernelKey) -> Code:
 
 
 def compiled(key: KernelKey) -> Compiled:
-    """The executable kernel of a key, generated once.
+    """The executable kernel of a key, generated once, or found in the cache on disk (see `kernel_store`).
+
+    Raises:
+        ISAError: when the code needs features that this machine, or the cap, does not have.
+        VnnigenError: when VNNIGEN_KERNEL_CACHE is neither on nor off.
+
+    """
+    return _CACHE.get(key, lambda: _find_or_compile(key))
+
+
+def _find_or_compile(key: KernelKey) -> Compiled:
+    start = time.perf_counter()
+    # A dump needs the listing, which is not stored.
+    place = None if codemem.dump_folder() else kernel_store.path_of(key)
+    found = None if place is None else kernel_store.load(*place)
+    if found is not None:
+        tiers.require(found.features, found.name)
+        return Compiled(key, codemem.load(found), (time.perf_counter() - start) * 1e3, stored=True)
+    code, new = _generate_and_load(key)
+    if place is not None:
+        kernel_store.save(*place, code)
+    return new
+
+
+def compile_new(key: KernelKey) -> Compiled:
+    """Generate and load a kernel that no cache keeps.
 
     Raises:
         ISAError: when the code needs features that this machine, or the cap, does not have.
 
     """
-    return _CACHE.get(key, lambda: compile_new(key))
+    return _generate_and_load(key)[1]
 
 
-def compile_new(key: KernelKey) -> Compiled:
-    """Generate and load a kernel that the cache does not keep. Raises as `compiled` does."""
+def _generate_and_load(key: KernelKey) -> tuple[Code, Compiled]:
     start = time.perf_counter()
     code = generate(key)
     # What counts is what was emitted, not what the tier promises.
     tiers.require(code.features, code.name)
-    loaded = codemem.load(code)
-    return Compiled(code, loaded, (time.perf_counter() - start) * 1e3)
+    return code, Compiled(key, codemem.load(code), (time.perf_counter() - start) * 1e3)
 
 
 #: Gives a key's kernel: `compiled`, or `compile_new` for one that is not to stay.

@@ -1,31 +1,24 @@
 """Where tuning results are kept: one small JSON file for each machine and problem.
 
-`<cache>/tune-v1/<machine>/<problem>.json`, both names being hashes.  A file is written under another name and renamed,
-so readers see a whole file or none, and of two writers of one problem the later wins; other problems are other files.
+`<cache>/tune-v1/<machine>/<problem>.json` in the user's cache (see `user_cache`), both names being hashes.
 What is read is data to be checked, never trusted: a file that is damaged, or of another format or problem, is ignored
 with a warning, and of what it says only the place in the caller's own list of candidates is used.
-
-The cache is `VNNIGEN_CACHE_DIR`, else `vnnigen` in `XDG_CACHE_HOME`, else `~/.cache/vnnigen`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import stat
-import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from vnnigen.isa.features import caches, cpu_name, features
 from vnnigen.kernels.blocking import Blocking
-from vnnigen.runtime import native
+from vnnigen.runtime import native, user_cache
+from vnnigen.runtime.user_cache import short_hash
 
 #: Version of the files; another one has another folder.
 FORMAT = 1
@@ -48,15 +41,8 @@ class Entry:
 
 def folder() -> Path | None:
     """The folder of this format, or None where there is no home to keep it in."""
-    if own := os.environ.get("VNNIGEN_CACHE_DIR"):
-        return Path(own) / f"tune-v{FORMAT}"
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        # The XDG base directory specification: a relative path is to be ignored.
-        root = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
-    except RuntimeError:
-        return None
-    return root / "vnnigen" / f"tune-v{FORMAT}"
+    root = user_cache.root()
+    return None if root is None else root / f"tune-v{FORMAT}"
 
 
 @cache
@@ -66,45 +52,21 @@ def machine(threads: int) -> str:
     vendor = b"".join(word.to_bytes(4, "little") for word in (ebx, edx, ecx)).decode("latin-1")
     parts = {
         "vendor": vendor, "signature": native.cpuid(1)[0], "features": sorted(features()),
-        "caches": [asdict(c) for c in caches()], "version": _version(), "generator": _generator(), "threads": threads,
+        "caches": [asdict(c) for c in caches()], "generator": user_cache.generator(), "threads": threads,
     }  # fmt: skip
     return json.dumps(parts, sort_keys=True)
-
-
-def _version() -> str:
-    try:
-        return version("vnnigen")
-    except PackageNotFoundError:  # run from a source tree
-        return "source"
-
-
-def _generator() -> str:
-    """A hash of the modules that generate code: another generator's times say nothing about this one's."""
-    digest = hashlib.sha256()
-    package = Path(__file__).parents[1]
-    for path in sorted(p for part in ("isa", "kernels") for p in (package / part).rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def path_of(machine_text: str, problem: str) -> Path | None:
     """The file of a problem on a machine."""
     root = folder()
-    return None if root is None else root / _hash(machine_text) / f"{_hash(problem)}.json"
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return None if root is None else root / short_hash(machine_text) / f"{short_hash(problem)}.json"
 
 
 def load(path: Path, problem: str, candidates: Sequence[Blocking]) -> Entry | None:
     """Read an entry; None, with a warning, for a file that cannot be one of this problem and these candidates."""
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise ValueError("not a file")
-            data = file.read(MAX_BYTES + 1)
-        return _decode(data, problem, candidates)
+        return _decode(user_cache.read(path, MAX_BYTES), problem, candidates)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError) as error:
@@ -114,8 +76,6 @@ def load(path: Path, problem: str, candidates: Sequence[Blocking]) -> Entry | No
 
 def _decode(data: bytes, problem: str, candidates: Sequence[Blocking]) -> Entry:
     """Check everything; ValueError says what is wrong."""
-    if len(data) > MAX_BYTES:
-        raise ValueError(f"more than {MAX_BYTES} bytes")
     entry = json.loads(data)
     if not isinstance(entry, dict) or entry.get("format") != FORMAT:
         raise ValueError(f"not a tuning result of format {FORMAT}")
@@ -151,14 +111,7 @@ def save(path: Path, problem: str, entry: Entry) -> None:
         },
         indent=1,
     )  # fmt: skip
-    temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
-            temporary = file.name
-            file.write(text)
-        os.replace(temporary, path)
+        user_cache.write(path, text.encode())
     except OSError as error:
         warnings.warn(f"the tuning result cannot be kept: {error}", TuneWarning, stacklevel=2)
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
