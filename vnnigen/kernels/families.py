@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from vnnigen.kernels import amx, depthwise, packed, thin
+from vnnigen.kernels import amx, depthwise, packed, thin, winograd
 from vnnigen.kernels.epilogue import Epilogue
 from vnnigen.kernels.mac import TierCode
 from vnnigen.kernels.packed import Packed, Weights
@@ -33,5 +33,5 @@ FAMILIES: tuple[Family, ...] = (
     Family("tiles", amx.why_not, amx.pack),
     Family("thin", thin.why_not, thin.pack),
     Family("dot", packed.dot_why_not, packed.pack_dot),
-    Family("implicit-gemm", lambda _w, _t: None, packed.pack),
+    Family("implicit-gemm", lambda _w, _t: None, winograd.pack),
 )

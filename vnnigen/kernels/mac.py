@@ -147,6 +147,10 @@ def _maddwd(a: Assembler, product: Vec, src: Vec, w: Vec, _ones: Vec) -> None:
     a.vpmaddwd(product, src, w)
 
 
+def _vpdpwssd(a: Assembler, acc: Vec, src: Vec, w: Vec, _ones: Vec) -> None:
+    a.vpdpwssd(acc, src, w)
+
+
 def _add(a: Assembler, acc: Vec, product: Vec) -> None:
     a.vpaddd(acc, acc, product)
 
@@ -161,6 +165,9 @@ CHAIN_FAST = Mac("fast", "u8", 1.0, 1, _maddubsw, _add, ones=True, lag512=3, lag
 CHAIN_EXACT = Mac("exact", "s16", 0.5, 1, _maddwd, _add, lag512=11, lag256=5)
 #: Where no zero point widens the weights, they can stay bytes: a matrix-vector product waits for them and nothing else.
 CHAIN_EXACT_NARROW = replace(CHAIN_EXACT, narrow=True)
+#: Words of transformed pixels and weights (see `winograd`); the source is copied as bytes.
+WINOGRAD = Mac("winograd", "u8", 0.5, 4, _vpdpwssd)
+WINOGRAD_CHAIN = Mac("winograd", "u8", 0.5, 1, _maddwd, _add, lag512=3, lag256=1)
 FMA = Mac("fma", "f32", 0.5, 4, _fma)
 
 BF16 = Mac("bf16", "bf16", 0.5, 6, _vdpbf16ps)

@@ -61,6 +61,7 @@ CHAINS = {
     "vnni": "VPDPBUSD",
     "fast": "fast chain VPMADDUBSW+VPMADDWD+VPADDD (weights are chain-safe)",
     "exact": "exact chain VPMADDWD+VPADDD on 16-bit words",
+    "winograd": "Winograd F(4x4, 3x3) on 16-bit words, exact",
     "fma": "VFMADD231PS",
     "bf16": "VDPBF16PS",
     "amx": "tile products",
@@ -90,7 +91,7 @@ class Explanation:
         """Describe a plan."""
         reports = []
         if plan.bound is not None:
-            chains = plan.prepared.packed.chains
+            chains = [(r.run.start, r.run.stop, r.mac.name) for r in plan.bound.runs]
             tunings = plan.tunings or (Tuning(),) * len(chains)
             rows = zip(plan.bound.keys, plan.bound.kernels, chains, tunings, strict=True)
             for key, kernel, (start, stop, mac), tuning in rows:
