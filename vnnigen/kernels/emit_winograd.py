@@ -20,9 +20,11 @@ from vnnigen.kernels.emit_tile import tile_offsets
 from vnnigen.kernels.geometry import TileClass
 from vnnigen.kernels.mac import MacStream
 from vnnigen.kernels.nest import LoopNest
-from vnnigen.kernels.winograd import INVERSE, POINTS, REACH, SHIFT, TILE, WinogradKey
+from vnnigen.kernels.winograd import INVERSE, NEAR_WEIGHTS, POINTS, REACH, SHIFT, TILE, WinogradKey
 
 Reg = Any
+#: How far ahead weights are fetched that come from beyond the L2 cache: a processor's own prefetching stops at pages.
+AHEAD = 4096
 
 
 class WinogradNest(LoopNest):
@@ -39,6 +41,7 @@ class WinogradNest(LoopNest):
         self.dwords = -(-key.g.ic // 2)
         self.panel_bytes = POINTS * self.dwords * key.tier.vector_bytes
         self.block_bytes = key.blocking.nr * self.panel_bytes
+        self.far = key.padded_columns // key.tier.lanes * self.panel_bytes > NEAR_WEIGHTS
         # Rows of tiles of this strip: the last one's may be fewer.
         self.down = key.blocking.strip // TILE
 
@@ -217,6 +220,8 @@ class WinogradNest(LoopNest):
             def step(d: int) -> None:
                 for j, w in enumerate(weights):
                     a.vmovups(w, Mem(cur.weights, (d * nr + j) * vb))
+                    if self.far:
+                        a.prefetcht0(Mem(cur.weights, (d * nr + j) * vb + AHEAD))
                 for i, row in enumerate(acc):
                     a.vbroadcastss(source, Mem(cur.src, i * key.pixel_pitch + 4 * d))
                     for v, w in zip(row, weights, strict=True):

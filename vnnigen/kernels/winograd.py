@@ -49,12 +49,12 @@ LIMIT = 1 << (31 - SHIFT)
 #: Panels of a column block.
 BLOCK = 2
 #: Bytes of scratch of a step, about: what stays in an L2 cache, and where weights stream from beyond it anyway.
-NEAR_ROOM, FAR_ROOM = 448 << 10, 704 << 10
+NEAR_ROOM, FAR_ROOM = 448 << 10, 1200 << 10
 #: Bytes of transformed weights that an L2 cache holds beside a step's scratch.
 NEAR_WEIGHTS = 512 << 10
 #: Estimated cycles, on cores that multiply two vectors a cycle: the transforms of a tile's vector of channels and of
 #: outputs, bytes of weights that come from beyond the L2 cache in one, and the gain below which nothing is changed.
-CHANNELS_CYCLES, OUTPUTS_CYCLES, FAR_BYTES, GAIN = 120.0, 110.0, 12.0, 1.08
+CHANNELS_CYCLES, OUTPUTS_CYCLES, FAR_BYTES, GAIN = 120.0, 110.0, 5.0, 1.08
 
 
 @dataclass(frozen=True)
