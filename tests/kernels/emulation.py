@@ -15,7 +15,7 @@ from tests.kernels.cases import Case, assert_same_bits, expected, out_shape
 from vnnigen.isa.assembler import Code
 from vnnigen.isa.emulator import Emulator, Stats
 from vnnigen.isa.memory import Memory
-from vnnigen.kernels import blocking
+from vnnigen.kernels import blocking, winograd
 from vnnigen.kernels.families import FAMILIES
 from vnnigen.kernels.layout import ARG_CONSTS, ARG_DST, ARG_SLOTS, ARG_SRC, ARG_TENSORS, ARG_WEIGHTS
 from vnnigen.kernels.mac import TIER_CODE
@@ -114,6 +114,29 @@ def check_emulated(case: Case, tier: str, *, in_place: bool = False, family: str
     got = emulate(low, x, want.dtype, tensors, skew=case.seed % 5, in_place=in_place).y
     assert_same_bits(got, want, (case, tier, [key.name for key in low.keys]))
     return low
+
+
+@contextmanager
+def always_winograd() -> Iterator[None]:
+    """Transform every convolution whose weights allow it, and cut images into strips early."""
+    old = winograd.pays, winograd.NEAR_ROOM, winograd.FAR_ROOM
+    winograd.pays = lambda g, _tier, _mac: g.groups == 1  # type: ignore[misc,assignment]
+    winograd.NEAR_ROOM = winograd.FAR_ROOM = 40 << 10
+    try:
+        yield
+    finally:
+        winograd.pays, winograd.NEAR_ROOM, winograd.FAR_ROOM = old  # type: ignore[misc]
+
+
+@contextmanager
+def never_winograd() -> Iterator[None]:
+    """The usual kernels for all convolutions."""
+    old = winograd.pays
+    winograd.pays = lambda _g, _tier, _mac: False  # type: ignore[misc,assignment]
+    try:
+        yield
+    finally:
+        winograd.pays = old  # type: ignore[misc]
 
 
 @contextmanager

@@ -10,7 +10,8 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from iced_x86 import Code, Instruction, MemoryOperand, Register
 
 import vnnigen as v
 from tests.kernels.cases import POST_OPS, Case, assert_same_bits, expected, out_shape, random_numbers, seeded
-from tests.kernels.emulation import Lowered, fine_grid, lower
+from tests.kernels.emulation import Lowered, always_winograd, fine_grid, lower
 from vnnigen.kernels.layout import ARG_CONSTS, ARG_DST, ARG_SLOTS, ARG_SRC, ARG_TENSORS, ARG_WEIGHTS
 from vnnigen.runtime import codemem
 
@@ -163,44 +164,47 @@ def run(low: Lowered, caller: Caller, case: Case, place: str, in_place: bool) ->
     assert_same_bits(np.array(out), want, (case, place))
 
 
-def all_cases(tier: str) -> Sequence[tuple[Case, bool]]:
-    """Cases with every tail, and whether to cut them into many steps."""
-    found: list[tuple[Case, bool]] = []
+#: How a case is lowered: as it is, cut into many steps, or by Winograd's algorithm.
+Cut = Callable[[], AbstractContextManager[None]]
+
+
+def all_cases(tier: str) -> Sequence[tuple[Case, Cut]]:
+    """Cases with every tail, and how to lower them."""
+    found: list[tuple[Case, Cut]] = []
     lanes = 16 if tier.startswith("avx512") else 8
     for n in (*range(1, 2 * lanes + 2), 4 * lanes - 1, 4 * lanes, 4 * lanes + 1):  # every tail of a vector of columns
-        found.append((Case((5, 9), (n, 9)), False))
+        found.append((Case((5, 9), (n, 9)), nullcontext))
     for k in (*range(1, 18), *range(28, 36), 63, 64, 65):  # every tail of a row of the source
-        found.append((Case((3, k), (lanes + 1, k)), False))
-        found.append((Case((1, 3, 2, k), (3, k, 2, 2), padding=((0, 1), (1, 0))), True))
+        found.append((Case((3, k), (lanes + 1, k)), nullcontext))
+        found.append((Case((1, 3, 2, k), (3, k, 2, 2), padding=((0, 1), (1, 0))), fine_grid))
     for c in (*range(2, 20), 31, 32, 33, 63, 64, 65, 100):  # every tail of depthwise channels
-        found.append((Case((1, 4, 5, c), (c, 1, 3, 3), groups=c, padding=1), False))
-        found.append((Case((1, 5, 4, c), (c, 1, 2, 3), groups=c, stride=2), True))
+        found.append((Case((1, 4, 5, c), (c, 1, 3, 3), groups=c, padding=1), nullcontext))
+        found.append((Case((1, 5, 4, c), (c, 1, 2, 3), groups=c, stride=2), fine_grid))
     for pad in (((0, 0), (0, 0)), ((1, 0), (0, 2)), ((0, 2), (1, 0)), ((3, 3), (4, 4))):
-        found.append((Case((2, 5, 6, 7), (lanes + 3, 7, 3, 3), padding=pad, stride=(2, 1)), True))
-        found.append((Case((1, 6, 7, 6), (10, 3, 2, 3), padding=pad, groups=2, dilation=(1, 2)), True))
+        found.append((Case((2, 5, 6, 7), (lanes + 3, 7, 3, 3), padding=pad, stride=(2, 1)), fine_grid))
+        found.append((Case((1, 6, 7, 6), (10, 3, 2, 3), padding=pad, groups=2, dilation=(1, 2)), fine_grid))
+    for c in (*range(1, 5), 15, 16, 17, 31, 32, 33, 65):  # every tail of a vector of channels
+        found.append((Case((1, 5, 6, c), (2 * lanes + 3, c, 3, 3), padding=((1, 0), (0, 2))), always_winograd))
     varied = []
-    for i, (case, fine) in enumerate(found):
+    for i, (case, cut) in enumerate(found):
         for j, src in enumerate(("u8", "s8", "f32")):
-            varied.append((random_numbers(case, seeded(3 * i + j), src), fine))
+            varied.append((random_numbers(case, seeded(3 * i + j), src), cut))
     for name in POST_OPS:
         for out in ("u8", "s8", "f32"):
             chain, sums = POST_OPS[name]
             types = tuple(out if s == "out" else s for s in sums)
             for n in (lanes - 3, 3 * lanes + 5):
-                varied.append((Case((4, 8), (n, 8), out=out, post_ops=chain, sums=types, bias="f32"), False))
+                varied.append((Case((4, 8), (n, 8), out=out, post_ops=chain, sums=types, bias="f32"), nullcontext))
     return varied
 
 
 def main(tier: str) -> None:
     caller = Caller()
-    for case, fine in all_cases(tier):
+    for case, cut in all_cases(tier):
         in_place = case.sums[:1] == (case.out,)
         op = case.operator("reference")
         out_shape(op, case)
-        if fine:
-            with fine_grid(64):
-                low = lower(op, case.x, case.src, tier)
-        else:
+        with cut():
             low = lower(op, case.x, case.src, tier)
         for place in ("start", "end"):
             print(place, repr(case), *case.post_ops(), flush=True)

@@ -10,7 +10,7 @@ import pytest
 
 import vnnigen as v
 from tests.kernels.cases import Case, assert_same_bits, expected
-from tests.kernels.emulation import check_emulated, emulate, lower
+from tests.kernels.emulation import check_emulated, emulate, lower, never_winograd
 
 TIERS = ("avx512", "avx2")
 CASES = [
@@ -42,7 +42,8 @@ INTEGERS = (
 @pytest.mark.parametrize("tier", ["avx512_vnni", "avx512", "avx2", "avx_vnni"])
 def test_the_same_integers(tier: str, case: Case, more: dict[str, Any]) -> None:
     """What padding would add is in the start values, whatever the zero points."""
-    low = check_emulated(replace(case, **more), tier)
+    with never_winograd():
+        low = check_emulated(replace(case, **more), tier)
     for key in low.keys:
         assert key.skip_columns == (not key.row_sums and case.x[3] % key.mac.k_per_dword == 0)
 

@@ -1,13 +1,14 @@
-"""The code of Winograd's algorithm: one step of the grid transforms a strip's pixels, then, column block by column
-block, multiplies them, transforms the sums to outputs and runs the epilogue.
+"""The code of Winograd's algorithm.
 
-The strip's source rows are copied to scratch first, padded up to whole tiles, so that no transform meets an edge.
+One step of the grid transforms a strip's pixels, then, column block by column block, multiplies them, transforms the
+sums to outputs and runs the epilogue. The strip's source rows are copied to scratch first, padded up
+to whole tiles, so that no transform meets an edge.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from vnnigen.isa.assembler import Mem
 from vnnigen.kernels.emit_common import add_const, counted
 from vnnigen.kernels.emit_epilogue import emit_epilogue
-from vnnigen.kernels.emit_store import Tile, splat
+from vnnigen.kernels.emit_store import Tile
 from vnnigen.kernels.emit_tile import tile_offsets
 from vnnigen.kernels.geometry import TileClass
 from vnnigen.kernels.mac import MacStream
@@ -78,12 +79,16 @@ class WinogradNest(LoopNest):
         self._transform_pixels()
         self._column_blocks()
 
-    def _rows_of_strip(self, rows: TileClass) -> AbstractContextManager[None]:
+    @contextmanager
+    def _rows_of_strip(self, rows: TileClass) -> Iterator[None]:
         """Repeat the body for the rows of tiles of a class; all of them lie in this strip."""
-        if rows.count > 1:
-            self.a.mov(self.cur.ptr, rows.count)
-            self.a.mov(self._slot(self.DOWN_LEFT), self.cur.ptr)
-        return self._slot_loop(self.DOWN_LEFT, may_be_zero=False) if rows.count > 1 else nullcontext()
+        if rows.count == 1:
+            yield
+            return
+        self.a.mov(self.cur.ptr, rows.count)
+        self.a.mov(self._slot(self.DOWN_LEFT), self.cur.ptr)
+        with self._slot_loop(self.DOWN_LEFT, may_be_zero=False):
+            yield
 
     # --- pixels -----------------------------------------------------------------------------------------------
 
@@ -116,32 +121,27 @@ class WinogradNest(LoopNest):
 
     def _transform_vector(self, to: Reg) -> None:
         """One vector of a tile's channels: down its columns into scratch, then along its rows."""
-        a, key, cur = self.a, self.winograd, self.cur
-        vb = key.tier.vector_bytes
-        half = Mem(cur.col, self.half_at)
-
-        def pixel(d: Reg, r: int, c: int) -> None:
-            a.vpmovzxbw(d, Mem(cur.src, r * self.copied_row + c * self.copied_pixel))
-
-        def halfway(d: Reg, r: int, c: int) -> None:
-            a.vmovups(d, half + (r * REACH + c) * vb)
-
-        for c in range(REACH):
-            self._transform(lambda d, r, c=c: pixel(d, r, c), lambda v, r, c=c: a.vmovups(half + (r * REACH + c) * vb, v))
+        key, cur, six = self.winograd, self.cur, range(REACH)
         plane = key.tiles * key.pixel_pitch
-        for r in range(REACH):
-            self._transform(
-                lambda d, c, r=r: halfway(d, r, c), lambda v, c, r=r: a.vmovups(Mem(to, (r * REACH + c) * plane), v)
-            )
+        pixels = [[Mem(cur.src, r * self.copied_row + c * self.copied_pixel) for c in six] for r in six]
+        half = [[Mem(cur.col, self.half_at + (r * REACH + c) * key.tier.vector_bytes) for c in six] for r in six]
+        for c in six:
+            self._transform([pixels[r][c] for r in six], [half[r][c] for r in six], self.a.vpmovzxbw)
+        for r in six:
+            self._transform(half[r], [Mem(to, (r * REACH + c) * plane) for c in six], self.a.vmovups)
 
-    def _transform(self, load: Callable[[Reg, int], None], store: Callable[[Reg, int], None]) -> None:
+    def _transform(self, sources: list[Mem], targets: list[Mem], load: Callable[[Reg, Mem], None]) -> None:
         """B' times six words."""
         a, bits = self.a, self.key.tier.bits
+
+        def store(v: Reg, i: int) -> None:
+            a.vmovups(targets[i], v)
+
         with a.scope():
             d = [a.vec(bits, f"d{i}") for i in range(REACH)]
             t, u = a.vec(bits, "t"), a.vec(bits, "u")
-            for i in range(REACH):
-                load(d[i], i)
+            for v, source in zip(d, sources, strict=True):
+                load(v, source)
             # 4 d0 - 5 d2 + d4 = 4 (d0 - d2) + (d4 - d2)
             a.vpsubw(d[0], d[0], d[2])
             a.vpsllw(d[0], d[0], 2)

@@ -91,7 +91,8 @@ class Explanation:
         """Describe a plan."""
         reports = []
         if plan.bound is not None:
-            chains = [(r.run.start, r.run.stop, r.mac.name) for r in plan.bound.runs]
+            runs: Any = getattr(plan.bound, "runs", plan.prepared.packed.runs)
+            chains = [(r.run.start, r.run.stop, r.mac.name) for r in runs]
             tunings = plan.tunings or (Tuning(),) * len(chains)
             rows = zip(plan.bound.keys, plan.bound.kernels, chains, tunings, strict=True)
             for key, kernel, (start, stop, mac), tuning in rows:
