@@ -10,7 +10,26 @@ import numpy.typing as npt
 
 from vnnigen.errors import ModelError
 from vnnigen.graph.attributes import node_error
-from vnnigen.graph.ir import Array, Attr, Node, candidates
+from vnnigen.graph.ir import Array, Attr, Node
+
+
+class Names:
+    """Gives out names that are not taken, in constant time however often the same is wished for."""
+
+    def __init__(self, taken: set[str]) -> None:
+        self.taken = taken
+        self._last: dict[str, int] = {}
+
+    def new(self, wish: str) -> str:
+        """A name like `wish`, which is taken from now on."""
+        number = self._last.get(wish, 0)
+        name = f"{wish}_{number}" if number else wish
+        while name in self.taken:
+            number += 1
+            name = f"{wish}_{number}"
+        self._last[wish] = number
+        self.taken.add(name)
+        return name
 
 
 class Builder:
@@ -26,14 +45,12 @@ class Builder:
         self.nodes: list[Node] = []
         self.constants: dict[str, Array] = {}
         self.notes: list[str] = []
-        self._values = taken
-        self._node_names: set[str] = set()
+        self._values = Names(taken)
+        self._node_names = Names(set())
 
     def value(self, wish: str) -> str:
         """A new name for a value."""
-        name = next(name for name in candidates(wish) if name not in self._values)
-        self._values.add(name)
-        return name
+        return self._values.new(wish)
 
     def constant(self, array: npt.ArrayLike, wish: str) -> str:
         """A new constant's name."""
@@ -51,9 +68,7 @@ class Builder:
 
     def node_name(self, wish: str) -> str:
         """A new name for a node."""
-        name = next(name for name in candidates(wish) if name not in self._node_names)
-        self._node_names.add(name)
-        return name
+        return self._node_names.new(wish)
 
     def add(self, node: Node) -> None:
         """Add a node, under a name of its own."""

@@ -34,6 +34,7 @@ _UNCHANGED = """
 """
 #: Why some are not: said when a model has one.
 NOT_SUPPORTED: Mapping[str, str] = {
+    "If": "which branch is taken is not known: its condition must be a constant",
     **dict.fromkeys(("Loop", "Scan", "SequenceMap"), "sub-graphs that are repeated are not supported"),
     **dict.fromkeys(
         ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),

@@ -7,7 +7,7 @@ before memory is taken. Enumerations are those of onnx.proto (TensorProto.DataTy
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +18,7 @@ from vnnigen.graph.dtypes import NUMPY_DTYPES, ONNX_TYPES
 from vnnigen.graph.ir import Array, Attr, Dim, ElemType, TensorType
 
 if TYPE_CHECKING:
-    from onnx import AttributeProto, TensorProto, ValueInfoProto
+    from onnx import AttributeProto, GraphProto, TensorProto, ValueInfoProto
 
 #: All floating-point types are computed as f32.
 FLOATS = ("f32", "f16", "f64", "bf16")
@@ -123,7 +123,7 @@ def _narrowed(array: Array, dtype: npt.DTypeLike, what: str) -> Array:
 def read_type(info: ValueInfoProto, what: str) -> TensorType:
     """The declared type of a graph input: unknown lengths become names, floats f32.
 
-    Raises ModelError for what is no tensor, and for lengths that are negative (except -1), huge or zero.
+    Raises ModelError for what is no tensor, and for lengths that are negative (except -1) or huge.
     """
     if info.type.WhichOneof("value") != "tensor_type":
         raise ModelError(f"{what} is no tensor ({info.type.WhichOneof('value') or 'it has no type'})")
@@ -137,12 +137,31 @@ def read_type(info: ValueInfoProto, what: str) -> TensorType:
     for axis, dim in enumerate(tensor.shape.dim):
         # Exporters write -1 or "?", too, where they know no length.
         if dim.HasField("dim_value") and dim.dim_value != -1:
-            if not 0 < dim.dim_value <= MAX_DIM:
-                raise ModelError(f"{what} has length {dim.dim_value} in dimension {axis}; 1 to {MAX_DIM} are possible")
+            if not 0 <= dim.dim_value <= MAX_DIM:
+                raise ModelError(f"{what} has length {dim.dim_value} in dimension {axis}; 0 to {MAX_DIM} are possible")
             dims.append(dim.dim_value)
         else:
             dims.append(dim.dim_param if dim.dim_param not in ("", "?") else f"{info.name}.{axis}")
     return TensorType(kind, tuple(dims))
+
+
+def graph_texts(graph: GraphProto) -> Iterator[str]:
+    """Every text of a graph that means something to the importer, without those of sub-graphs."""
+    yield graph.name
+    yield from (tensor.name for tensor in graph.initializer)
+    for info in (*graph.input, *graph.output):
+        yield info.name
+        yield from (dim.dim_param for dim in info.type.tensor_type.shape.dim)
+    for node in graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        yield from (attribute.name for attribute in node.attribute)
+
+
+def check_texts(texts: Iterable[str]) -> None:
+    """ModelError for a name that is not UTF-8, which protobuf gives as bytes (or raises UnicodeDecodeError)."""
+    for text in texts:
+        if not isinstance(text, str):
+            raise ModelError(f"the model holds a name that is no UTF-8 text: {text!r}")
 
 
 def _text(data: bytes, what: str) -> str:

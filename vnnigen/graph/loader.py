@@ -17,7 +17,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from vnnigen.errors import MissingExtraError, ModelError
-from vnnigen.graph.importer_values import tensor_bytes
+from vnnigen.graph.importer_branches import inline_branches
+from vnnigen.graph.importer_values import check_texts, graph_texts, tensor_bytes
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
@@ -74,7 +75,7 @@ def load_onnx(
         folder = path.parent if folder is None else folder
     try:
         _check_texts(model)
-        loaded = _inside(model, folder, limits, owned=model is not source)
+        loaded = inline_branches(_inside(model, folder, limits, owned=model is not source))
         opset = opsets(onnx, loaded)[""]
         return loaded if opset >= OLDEST_OPSET else _converted(onnx, loaded)
     except UnicodeDecodeError:
@@ -143,25 +144,10 @@ def _converted(onnx: Any, model: ModelProto) -> ModelProto:
     return converted
 
 
-def _texts(model: ModelProto) -> Iterator[str]:
-    """Every text of a model that means something to the importer, which looks at no sub-graphs."""
-    graph = model.graph
-    yield graph.name
-    yield from (entry.domain for entry in model.opset_import)
-    yield from (tensor.name for tensor in graph.initializer)
-    for info in (*graph.input, *graph.output):
-        yield info.name
-        yield from (dim.dim_param for dim in info.type.tensor_type.shape.dim)
-    for node in graph.node:
-        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
-        yield from (attribute.name for attribute in node.attribute)
-
-
 def _check_texts(model: ModelProto) -> None:
-    """ModelError for a name that is not UTF-8, which protobuf gives as bytes (or raises UnicodeDecodeError)."""
-    for text in _texts(model):
-        if not isinstance(text, str):
-            raise ModelError(f"the model holds a name that is no UTF-8 text: {text!r}")
+    """ModelError for a name of the model's that is not UTF-8; sub-graphs are not looked at."""
+    check_texts(entry.domain for entry in model.opset_import)
+    check_texts(graph_texts(model.graph))
 
 
 # Tensors, wherever they lie in a model.

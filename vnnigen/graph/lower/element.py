@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 from vnnigen.graph.attributes import int_attr
@@ -37,6 +38,8 @@ def unary(ctx: Lowering, node: Node) -> str | None:
                 return "its bounds are not constant"
             if bound is not None:
                 attrs[key] = float(bound.reshape(()))
+        if attrs.get("min", -math.inf) > attrs.get("max", math.inf):
+            return "its bounds are crossed"
     if ctx.value(node.inputs[0]).dtype not in KERNEL_TYPES:
         return "no kernel for this type"
     return _apply(ctx, node, ACTIVATIONS[node.op](attrs), [])
