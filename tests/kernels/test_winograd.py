@@ -202,8 +202,7 @@ def test_where_it_pays() -> None:
 def test_blocking_covers_the_image_and_makes_two_steps(tier: str) -> None:
     for size, ic, oc, n in product((1, 4, 7, 14, 56, 112), (16, 256, 512), (16, 64, 512), (1, 2)):
         g = geometry(n, size, ic, oc)
-        weights = 72 * ic * oc
-        b = winograd.choose_blocking(g, TIER_CODE[tier], weights)
+        b = winograd.choose_blocking(g, TIER_CODE[tier])
         strips, blocks = -(-size // b.strip), -(-oc // (TIER_CODE[tier].lanes * BLOCK))
         assert b.strip % 4 == 0
         assert (strips - 1) * b.strip < size <= strips * b.strip

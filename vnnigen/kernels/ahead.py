@@ -28,6 +28,8 @@ class Shares:
 
 def first_bytes(key: NestKey, nbytes: int) -> int:
     """How many of a kernel's `nbytes` of weights are to be near before it begins: what its first strip reads."""
+    if key.streams:
+        return min(nbytes, FIRST_LEAST)
     if not key.columns_first:
         return min(nbytes, FIRST_MOST)
     return min(nbytes, max(_chunk_bytes(key, nbytes), FIRST_LEAST), FIRST_MOST)

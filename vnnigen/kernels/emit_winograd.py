@@ -21,7 +21,7 @@ from vnnigen.kernels.emit_tile import tile_offsets
 from vnnigen.kernels.geometry import TileClass
 from vnnigen.kernels.mac import MacStream
 from vnnigen.kernels.nest import LoopNest
-from vnnigen.kernels.winograd import INVERSE, NEAR_WEIGHTS, POINTS, REACH, SHIFT, TILE, WinogradKey
+from vnnigen.kernels.winograd import INVERSE, POINTS, REACH, SHIFT, TILE, WinogradKey
 
 Reg = Any
 #: How far ahead weights are fetched that come from beyond the L2 cache: a processor's own prefetching stops at pages.
@@ -42,7 +42,6 @@ class WinogradNest(LoopNest):
         self.dwords = -(-key.g.ic // 2)
         self.panel_bytes = POINTS * self.dwords * key.tier.vector_bytes
         self.block_bytes = key.blocking.nr * self.panel_bytes
-        self.far = key.padded_columns // key.tier.lanes * self.panel_bytes > NEAR_WEIGHTS
         # Rows of tiles of this strip: the last one's may be fewer.
         self.down = key.blocking.strip // TILE
 
@@ -220,7 +219,7 @@ class WinogradNest(LoopNest):
             def step(d: int) -> None:
                 for j, w in enumerate(weights):
                     a.vmovups(w, Mem(cur.weights, (d * nr + j) * vb))
-                    if self.far:
+                    if key.streams:
                         a.prefetcht0(Mem(cur.weights, (d * nr + j) * vb + AHEAD))
                 for i, row in enumerate(acc):
                     a.vbroadcastss(source, Mem(cur.src, i * key.pixel_pitch + 4 * d))
@@ -243,6 +242,13 @@ class WinogradNest(LoopNest):
             for i, row in enumerate(acc):
                 for j, v in enumerate(row):
                     a.vmovups(Mem(sums, (i * nr + j) * vb), v)
+            if self.ahead is not None:
+                # Beyond the step's share there is nothing to fetch; the weights at the cursor are in the cache anyway.
+                a.cmp(self.ahead, self._slot(self.AHEAD_END))
+                a.cmovae(self.ahead, cur.weights)
+                for i in range(key.ahead):
+                    a.prefetcht1(Mem(self.ahead, 64 * i))
+                a.add(self.ahead, 64 * key.ahead)
             add_const(a, cur.src, count * key.pixel_pitch - 4 * unroll * turns)
             a.add(sums, count * nr * vb)
 

@@ -72,6 +72,11 @@ class NestKey:
         return g.groups == 1 and g.n * g.k * self.mac.weight_bytes > g.h * g.w * g.ic * SRC_BYTES[g.src]
 
     @property
+    def streams(self) -> bool:
+        """Whether it fetches its own weights from beyond the L2 cache as it goes."""
+        return False
+
+    @property
     def name(self) -> str:
         """The kernel's name, which says what it is: operation, types, tile, tier and chain."""
         weights = self.g.src if self.mac.acc == "f32" else "s8"

@@ -49,9 +49,11 @@ LIMIT = 1 << (31 - SHIFT)
 #: Panels of a column block.
 BLOCK = 2
 #: Bytes of scratch of a step, about: what stays in an L2 cache, and where weights stream from beyond it anyway.
-NEAR_ROOM, FAR_ROOM = 448 << 10, 1200 << 10
+NEAR_ROOM, FAR_ROOM = 160 << 10, 1200 << 10
 #: Bytes of transformed weights that an L2 cache holds beside a step's scratch.
 NEAR_WEIGHTS = 512 << 10
+#: Cache lines of the next kernel's weights that are fetched with every group of tiles.
+AHEAD_LINES = 2
 #: Estimated cycles, on cores that multiply two vectors a cycle: the transforms of a tile's vector of channels and of
 #: outputs, bytes of weights that come from beyond the L2 cache in one, and the gain below which nothing is changed.
 CHANNELS_CYCLES, OUTPUTS_CYCLES, FAR_BYTES, GAIN = 120.0, 110.0, 5.0, 1.08
@@ -60,6 +62,16 @@ CHANNELS_CYCLES, OUTPUTS_CYCLES, FAR_BYTES, GAIN = 120.0, 110.0, 5.0, 1.08
 @dataclass(frozen=True)
 class WinogradKey(NestKey):
     """Key of a 3x3 convolution by Winograd's algorithm; `blocking` counts output pixels, tiles are 4x4 of them."""
+
+    @property
+    def columns_first(self) -> bool:
+        """Whether all strips meet a part of the columns before the next: they do not."""
+        return False
+
+    @property
+    def streams(self) -> bool:
+        """Whether it fetches its own weights from beyond the L2 cache as it goes."""
+        return weight_bytes(self.g, self.tier) > NEAR_WEIGHTS
 
     @property
     def across(self) -> int:
@@ -132,14 +144,19 @@ class PackedWinograd(Packed):
     def keys_for(self, g: Geometry, _pick: Pick | None = None) -> tuple[NestKey, ...]:
         """The kernel of a convolution; there is nothing to tune."""
         (run,) = self.runs
-        blocking = choose_blocking(g, self.tier, run.weights.nbytes)
-        return (WinogradKey(self.op, g, self.tier, run.mac, self.epilogue.spec, blocking, False, 0, g.ldo, 0),)
+        blocking, spec = choose_blocking(g, self.tier), self.epilogue.spec
+        return (WinogradKey(self.op, g, self.tier, run.mac, spec, blocking, False, 0, g.ldo, 0, ahead=AHEAD_LINES),)
 
 
-def choose_blocking(g: Geometry, tier: TierCode, weights: int) -> Blocking:
+def weight_bytes(g: Geometry, tier: TierCode) -> int:
+    """Bytes of the transformed weights."""
+    return POINTS * -(-g.ic // 2) * -(-g.n // tier.lanes) * tier.vector_bytes
+
+
+def choose_blocking(g: Geometry, tier: TierCode) -> Blocking:
     """Strips of rows of tiles; where all of an image is one strip, parts of the columns."""
     down, across = -(-g.oh // TILE), -(-g.ow // TILE)
-    far = weights > NEAR_WEIGHTS
+    far = weight_bytes(g, tier) > NEAR_WEIGHTS
     per_tile = POINTS * (pixel_pitch(g.ic, tier) + BLOCK * tier.vector_bytes)
     rows = max(1, min(down, (FAR_ROOM if far else NEAR_ROOM) // (per_tile * across)))
     panels = -(-g.n // tier.lanes)
@@ -165,10 +182,9 @@ def pays(g: Geometry, tier: TierCode, direct: Mac) -> bool:
     words = WINOGRAD.cost if tier.vnni else WINOGRAD_CHAIN.cost
     multiply = tiles * POINTS * panels * -(-g.ic // 2) * words / 0.95
     transforms = tiles * (-(-g.ic * 2 // tier.vector_bytes) * CHANNELS_CYCLES + panels * OUTPUTS_CYCLES)
-    weights = POINTS * -(-g.ic // 2) * panels * tier.vector_bytes
-    blocking = choose_blocking(g, tier, weights)
-    reads = images * -(-g.oh // blocking.strip)
+    weights = weight_bytes(g, tier)
     if weights > NEAR_WEIGHTS:
+        reads = images * -(-g.oh // choose_blocking(g, tier).strip)
         # What does not hide behind the products; the usual kernels read a quarter of the bytes.
         multiply = max(multiply, weights * reads / FAR_BYTES)
     return usual > GAIN * (multiply + transforms)
