@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.graph import models
+from vnnigen.compiler import compile
 from vnnigen.errors import DTypeError, ISAError, ModelError, ShapeError, VnnigenError
 from vnnigen.graph.evaluate import run_reference
 from vnnigen.graph.importer import import_model
@@ -51,6 +52,25 @@ def test_plans_for_shapes_share_weights(threads: int) -> None:
         check(graph, net, models.feeds(model, batch=batch, size=size))
     assert len(net._plans) == 3
     assert len(net._operators) == len({name for name, _ in net._operators})
+
+
+def test_a_batch_of_none() -> None:
+    model = models.small_cnn()
+    _, net = compiled(model)
+    assert net(models.feeds(model)["x"][:0]).shape == (0, 10)
+
+
+@pytest.mark.parametrize("op", ["Add", "Concat"])
+def test_what_is_quantized_is_cut_off(op: str) -> None:
+    """Inputs beyond what their bytes hold, read by a node that takes them as they come, real or bytes."""
+    net = models.Net("cut")
+    x, y = (net.qdq(net.input(name, (2, 8, 5, 5)), scale) for name, scale in (("x", 0.011), ("y", 0.017)))
+    model = net.model(net.qdq(net.op(op, x, y, **({"axis": 1} if op == "Concat" else {})), 0.031))
+    graph = import_model(model)
+    feeds = {name: 3 * value for name, value in models.feeds(model).items()}
+    (want,) = run_reference(graph, feeds).values()
+    assert 2 < want.max() < 7.2
+    np.testing.assert_allclose(compile(model)(feeds), want, atol=0.0311)
 
 
 def test_calls_from_many_threads() -> None:

@@ -49,7 +49,7 @@ def _convolve(node: Node, x: AnyArray, weights: AnyArray) -> AnyArray:
     padded = np.pad(x, [(0, 0), (0, 0), *zip(w.begin, w.end, strict=True)])
     total: AnyArray = np.zeros((batch, groups, outputs // groups, prod(counts)), x.dtype)
     for tap in _taps(w.kernel):
-        pixels = _tap(padded, w, tap, counts).reshape(batch, groups, per_group, -1)
+        pixels = _tap(padded, w, tap, counts).reshape(batch, groups, per_group, prod(counts))
         total += np.matmul(_of_tap(weights, tap).reshape(groups, outputs // groups, per_group), pixels)
     return total.reshape(batch, outputs, *counts)
 
@@ -83,7 +83,7 @@ def conv_transpose(node: Node, x: AnyArray, weights: AnyArray, bias: AnyArray | 
             zip(spatial, t.strides, kernel, t.dilations, t.begin, sizes, strict=True)]  # fmt: skip
     shift = [max(-b, 0) for b in t.begin]  # a negative cut adds zeros in front
     y: AnyArray = np.zeros((batch, groups * per_group, *room), wide(x).dtype)
-    pixels = wide(x).reshape(batch, groups, channels // groups, -1)
+    pixels = wide(x).reshape(batch, groups, channels // groups, prod(spatial))
     for tap in _taps(kernel):
         w = _of_tap(wide(weights), tap).reshape(groups, channels // groups, per_group).swapaxes(1, 2)
         part = np.matmul(w, pixels).reshape(batch, groups * per_group, *spatial)

@@ -168,7 +168,8 @@ CONVS, POOLS = frozenset({"Conv"}), frozenset({"MaxPool", "AveragePool", "Global
 IMAGES = CONVS | POOLS
 #: Operators that keep images channels last where they find them so.
 FOLLOWS = UNARY | BINARY | BLOCKS | {
-    "Concat", "PRelu", "Div", "Resize", "Pad", "Exp", "Sqrt", "Erf", "Softplus", "Mish",
+    "Concat", "PRelu", "Div", "Resize", "Pad", "Exp", "Sqrt", "Erf", "Softplus", "Mish", "QuantizeLinear",
+    "DequantizeLinear",
 }  # fmt: skip
 #: What can be computed in integers, and in bf16.
 INT8_OPS = frozenset({"Conv", "Linear", "MatMul", "Concat", "Add", "Sum"}) | POOLS | UNARY

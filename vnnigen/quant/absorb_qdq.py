@@ -9,6 +9,7 @@ outputs of the graph, reads byte inputs, or has scales that are computed at run 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -17,11 +18,14 @@ import numpy as np
 from vnnigen.errors import QuantizationError
 from vnnigen.graph.attributes import int_attr
 from vnnigen.graph.ir import Array, Graph, Node, Precision, QWeight, TensorType, ValueQuant
+from vnnigen.graph.storage import assign
 from vnnigen.kernels import qparams
 from vnnigen.kernels.types import F32
 from vnnigen.quant.policy import ANCHORS, FLEXIBLE, SHARING, WEIGHTED, Decision, data_inputs, obstacle
 from vnnigen.quant.quantize import overflows
 
+#: Operators that read their inputs as they are stored, not as their precision says.
+AS_STORED = frozenset(("Add", "Sum", "Concat"))
 _BYTES = (np.dtype(np.uint8), np.dtype(np.int8))
 
 
@@ -73,12 +77,41 @@ def absorb_activations(graph: Graph) -> list[Decision]:
             return real if maker is not None and maker.precision == "int8" else name
         return real
 
-    graph.nodes = [
-        replace(n, inputs=tuple(source(n, i) for i in range(len(n.inputs)))) if n.precision == "int8" else n
-        for n in graph
-    ]
+    rounded: set[tuple[str, str]] = set()
+    while True:
+        trial = graph.copy()
+        trial.nodes = [
+            replace(n, inputs=tuple(n.inputs[i] if (n.name, n.inputs[i]) in rounded else source(n, i)
+                                    for i in range(len(n.inputs)))) if n.precision == "int8" else n
+            for n in graph
+        ]  # fmt: skip
+        trial.prune()
+        lost = _not_rounded(trial, reals)
+        if lost <= rounded:
+            break
+        rounded |= lost
+    graph.nodes = trial.nodes
     graph.prune()
-    return decisions
+    left = {node.name for node in graph}
+    return [d for d in decisions if d.node in left]
+
+
+def _not_rounded(graph: Graph, reals: Mapping[str, str]) -> set[tuple[str, str]]:
+    """Nodes and dequantized values that they would no longer see: they read the real numbers instead, as f32.
+
+    Sums and concatenations take their inputs as they are stored, as operands of fused steps are taken; and only what an
+    int8 node makes is stored as bytes.
+    """
+    stored = assign(graph).values
+    behind = {real: name for name, real in reals.items()}
+    return {
+        (node.name, behind[name])
+        for node in graph
+        if node.precision == "int8"
+        for i, name in enumerate(node.inputs)
+        if node.op in AS_STORED or any(step.operand == i for step in node.fused)
+        if name in behind and stored[name].quant is None
+    }
 
 
 def _step(graph: Graph, node: Node, rank: int | None) -> _Step | None:

@@ -16,7 +16,19 @@ To give an operator a kernel, write a rule in a new module here and import it be
 types and order a node finds its inputs (the sets of operators there).
 """
 
-from vnnigen.graph.lower import broadcast, concat, conv, element, matmul, pool, reduce, rows, shape, space  # noqa: F401 (the table)
+from vnnigen.graph.lower import (  # noqa: F401 (the table)
+    broadcast,
+    concat,
+    conv,
+    element,
+    matmul,
+    pool,
+    quantize,
+    reduce,
+    rows,
+    shape,
+    space,
+)
 from vnnigen.graph.lower.context import Buffer, Lowered, Lowering, Step, lowers
 from vnnigen.graph.lower.walk import lower
 

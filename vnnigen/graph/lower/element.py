@@ -76,18 +76,18 @@ def _convert(ctx: Lowering, node: Node, x: Place, ops: tuple[PostOp, ...], names
 
     op = ctx.operator(node, (x.dtype, x.quant, assigned, tuple((t.dtype, t.quant) for t in tensors)), make)
     out = ctx.result(node)
-    places = [_flat(p, layout) for p in (x, *tensors, out)]
+    places = [flat(p, layout) for p in (x, *tensors, out)]
     steps = op.native([places[0].shape], [cast("DType", x.dtype)])
     ctx.native(node, steps, places[:-1], places[-1])
     return None
 
 
-def _flat(p: Place, layout: Layout) -> Place:
+def flat(p: Place, layout: Layout) -> Place:
     """A place without gaps as [rows, channels], in the order of its memory."""
     seen = p.channels_last() if layout == "nhwc" and len(p.shape) > 2 else p
-    flat = seen.reshape((-1, seen.shape[-1]) if seen.shape else (1, 1))
-    assert flat is not None
-    return flat
+    rows = seen.reshape((-1, seen.shape[-1]) if seen.shape else (1, 1))
+    assert rows is not None
+    return rows
 
 
 FUNCTIONS: dict[str, tuple[PostOp, ...]] = {
@@ -180,9 +180,9 @@ def _sum(ctx: Lowering, node: Node, places: list[Place], ops: tuple[PostOp, ...]
 
     op = ctx.operator(node, (tuple((p.dtype, p.quant) for p in places), assigned), make)
     out = ctx.result(node)
-    flat = [_flat(p, layout) for p in (*places, out)]
-    steps = op.native([p.shape for p in flat[:-1]], [cast("DType", p.dtype) for p in places])
-    ctx.native(node, steps, flat[:-1], flat[-1])
+    seen = [flat(p, layout) for p in (*places, out)]
+    steps = op.native([p.shape for p in seen[:-1]], [cast("DType", p.dtype) for p in places])
+    ctx.native(node, steps, seen[:-1], seen[-1])
     return None
 
 
@@ -197,6 +197,6 @@ def softmax(ctx: Lowering, node: Node) -> str | None:
     x = ctx.take(node.inputs[0], Storage("f32", None, layout))
     out = ctx.result(node, storage=Storage("f32", None, layout))
     op = ctx.operator(node, (), lambda: Softmax(ctx.tiers.element))
-    source, target = _flat(x, layout), _flat(out, layout)
+    source, target = flat(x, layout), flat(out, layout)
     ctx.native(node, op.native([source.shape], ["f32"]), [source], target)
     return None
