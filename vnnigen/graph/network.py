@@ -14,14 +14,17 @@ from vnnigen.graph.format import save_graph
 from vnnigen.graph.ir import Array, Graph, TensorType
 from vnnigen.graph.lower import lower
 from vnnigen.graph.plan import Plan
+from vnnigen.graph.recent import RecentCache
 from vnnigen.graph.report import Explanation, Profile
 from vnnigen.graph.specialize import specialize
 from vnnigen.graph.storage import Layout
 from vnnigen.graph.tiers import Tiers
 from vnnigen.runtime import native
-from vnnigen.runtime.cache import KernelCache
 from vnnigen.runtime.threads import num_threads
 
+#: Plans that a network keeps, those of the shapes it saw last: each has memory for activations, for every call at once.
+#: Kernels and packed weights are kept anyway, so that another plan of a shape takes milliseconds.
+MAX_PLANS = 16
 #: Shapes of all inputs, and in which order each lies.
 Key = tuple[tuple[tuple[int, ...], Layout], ...]
 
@@ -30,8 +33,9 @@ class Network:
     """A compiled network.
 
     Call it with arrays in the order of `inputs`, or by name; results are f32 (or what the model says where it is not a
-    real number), in ONNX's order of dimensions: one array, or a tuple for several outputs. Plans are compiled once for
-    each combination of input shapes. Any number of threads may call it at once.
+    real number), in ONNX's order of dimensions: one array, or a tuple for several outputs. Plans are compiled at the
+    first call with each combination of input shapes; those of the last `MAX_PLANS` combinations are kept. Any number of
+    threads may call it at once.
     """
 
     def __init__(
@@ -51,7 +55,7 @@ class Network:
         self._tiers = Tiers(isa)
         self._threads = threads
         self._operators: dict[Hashable, Any] = {}
-        self._plans: KernelCache[Key, Plan] = KernelCache()
+        self._plans: RecentCache[Key, Plan] = RecentCache(MAX_PLANS)
         self._last: Plan | None = None
         #: The plan of the last inputs that needed no change, their names, and their shapes and types.
         self._seen: tuple[Plan, tuple[str, ...], tuple[tuple[tuple[int, ...], np.dtype[Any]], ...]] | None = None
