@@ -88,5 +88,8 @@ def test_peak_for_picks_the_loop_of_the_tier(monkeypatch):
     assert peak_for("avx512", {"exact": 3}) == pytest.approx(150)
     # half of the work at 300, half at 150: harmonic mean
     assert peak_for("avx512", {"fast": 32, "exact": 32}) == pytest.approx(200)
+    # by the tier's usual step
+    assert peak_for("avx512_vnni", {"winograd": 1}) == pytest.approx(800)
+    assert peak_for("avx512", {"winograd": 1}) == pytest.approx(300)
     assert peak_for("avx2", {"fma": 1}) is None  # could not be measured
     assert peak_for("reference", {}) is None

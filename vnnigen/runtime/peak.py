@@ -18,6 +18,7 @@ import numpy as np
 from vnnigen.isa.assembler import GPR, Arg, Assembler, Code, Mem, Tile, Vec
 from vnnigen.isa.features import features
 from vnnigen.isa.tiers import TIERS
+from vnnigen.kernels.mac import TIER_CODE
 from vnnigen.runtime import codemem, native
 
 _SAMPLE_SECONDS = 2e-3
@@ -129,7 +130,8 @@ def peak_for(tier: str, steps: Mapping[str, float], threads: int = 1) -> float |
     """GOP/s that a kernel of `tier` cannot exceed, or None where no such loop can run.
 
     `steps` maps the kernel's multiply steps ("fma", "vnni", "fast", "exact", "bf16", "amx") to their shares of the
-    work, in any unit; a kernel that mixes them has the weighted harmonic mean of their peaks.
+    work, in any unit; a kernel that mixes them has the weighted harmonic mean of their peaks. "winograd" counts as the
+    tier's usual step for bytes, which it exceeds, as it does fewer products than are counted.
     """
     bits = _TIERS[tier].vector_bits
 
@@ -138,7 +140,8 @@ def peak_for(tier: str, steps: Mapping[str, float], threads: int = 1) -> float |
 
     seconds_per_gop = 0.0
     for step, share in steps.items():
-        gops = next((_peak(x, threads).gops for x in LOOPS if x.step == step and fits(x)), None)
+        usual = ("vnni" if TIER_CODE[tier].vnni else "fast") if step == "winograd" else step
+        gops = next((_peak(x, threads).gops for x in LOOPS if x.step == usual and fits(x)), None)
         if gops is None:
             return None
         seconds_per_gop += share / gops
