@@ -41,8 +41,8 @@ UNSUPPORTED: dict[str, str] = {
     "test_batchnorm_*_training_mode": "training is not supported",
     "test_training_dropout*": "training is not supported, and whether it is wanted must be a constant",
 }
-#: Operators that the importer lists, and the one that it reads itself.
-LISTED = {*ONNX_OPERATORS, "Constant"}
+#: Operators that the importer lists, the one that it reads itself, and old ones that become others.
+LISTED = {*ONNX_OPERATORS, "Constant", "Scatter", "Upsample"}
 #: Outputs whose shapes no rule can tell from shapes and constants alone.
 DATA_DEPENDENT = {"NonZero", "NonMaxSuppression", "Unique", "Compress"}
 #: Half-precision models are computed in f32, so answers rounded to 11 or 8 bits are only as close as that.

@@ -17,7 +17,7 @@ from vnnigen.graph.attributes import int_attr, node_error
 from vnnigen.graph.dtypes import elem_type, numpy_dtype
 from vnnigen.graph.evaluate import evaluate
 from vnnigen.graph.evaluate_base import EVALUATORS, AnyArray
-from vnnigen.graph.infer_base import RULES, Rule, Site
+from vnnigen.graph.infer_base import RULES, Rule, Site, check_types
 from vnnigen.graph.ir import Graph, Node, TensorType
 
 #: No tensor of a network may take more; a file that asks for it is damaged or hostile.
@@ -88,6 +88,7 @@ def apply_rule(site: Site) -> tuple[TensorType, ...]:
     rule = shape_rule(site.node.op)
     if rule is None:
         raise site.error("this operator is not known")
+    check_types(site)
     try:
         made = rule(site)
     except ModelError:

@@ -12,6 +12,20 @@ from vnnigen.graph.evaluate_base import AnyArray
 from vnnigen.graph.ir import Dim, ElemType, Node, TensorType
 
 Shape = tuple[Dim, ...]
+#: Operators whose inputs are all of one element type, by ONNX's schemas (`Linear` is MatMul or Gemm here).
+_ONE_TYPE = """
+    Add And BatchNormalization BitwiseAnd BitwiseOr BitwiseXor Concat Conv ConvTranspose Div Equal Gemm Greater
+    GreaterOrEqual InstanceNormalization LayerNormalization Less LessOrEqual Linear MatMul Max Mean Min Mod Mul Or PRelu
+    Sub Sum Xor
+"""
+ONE_TYPE = frozenset(_ONE_TYPE.split())
+#: Those that only real numbers have.
+_REAL = """
+    AveragePool BatchNormalization Conv ConvTranspose Elu Exp Gelu GlobalAveragePool HardSigmoid HardSwish
+    InstanceNormalization LayerNormalization LeakyRelu Linear Log LogSoftmax Mish Reciprocal Selu Sigmoid Silu Softmax
+    Softplus Sqrt Tanh
+"""
+REAL = frozenset(_REAL.split())
 
 
 @dataclass(frozen=True)
@@ -92,6 +106,15 @@ def rule(*ops: str) -> Callable[[Rule], Rule]:
         return function
 
     return enter
+
+
+def check_types(site: Site) -> None:
+    """ModelError where inputs have element types that the operator does not take."""
+    kinds = [kind.dtype for kind in site.types if kind is not None]
+    if site.node.op in ONE_TYPE and len(set(kinds)) > 1:
+        raise site.error(f"its inputs are of types {', '.join(sorted(set(kinds)))}; they must be the same")
+    if site.node.op in REAL and kinds and kinds[0] != "f32":
+        raise site.error(f"its input is of type {kinds[0]}; it must be a real number")
 
 
 def same_length(site: Site, a: Dim, b: Dim, what: str) -> Dim:

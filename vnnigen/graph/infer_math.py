@@ -35,9 +35,6 @@ def _together(site: Site) -> Shape | None:
 
 @rule("Add", "Sub", "Mul", "Div", "Sum", "Min", "Max", "Mean", "Mod", "BitwiseAnd", "BitwiseOr", "BitwiseXor")
 def elementwise(site: Site) -> TensorType:
-    kinds = {site.dtype(i) for i in range(len(site.types))}
-    if len(kinds) > 1:
-        raise site.error(f"its inputs are of types {', '.join(sorted(kinds))}; they must be the same")
     return TensorType(site.dtype(0), _together(site))
 
 
@@ -108,8 +105,6 @@ def _matmul(site: Site, a: Shape | None, b: Shape | None) -> Shape | None:
 
 @rule("MatMul")
 def matmul(site: Site) -> TensorType:
-    if site.dtype(0) != site.dtype(1):
-        raise site.error(f"cannot multiply {site.dtype(0)} by {site.dtype(1)}")
     return TensorType(site.dtype(0), _matmul(site, site.shape(0), site.shape(1)))
 
 

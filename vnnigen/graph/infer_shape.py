@@ -189,13 +189,14 @@ def slice_(site: Site) -> TensorType:
     if axes is None:
         return TensorType(kind, site.unknown(len(x)))
     steps = site.ints(4) if site.has(4) else (1,) * len(axes)
+    given = [v for v in (starts, ends, steps) if v is not None]
+    if any(len(v) != len(axes) for v in given if starts is not None):
+        raise site.error(f"{len(axes)} axes, but starts {starts}, ends {ends}, steps {steps}")
     result = list(x)
     for n, axis in enumerate(axes_of(site.node, axes, len(x))):
         if starts is None or ends is None or steps is None:
             result[axis] = site.fresh(axis)
             continue
-        if not n < min(len(starts), len(ends), len(steps)):
-            raise site.error(f"{len(axes)} axes, but starts {starts}, ends {ends}, steps {steps}")
         result[axis] = _sliced(site, x[axis], starts[n], ends[n], steps[n], axis)
     return TensorType(kind, tuple(result))
 

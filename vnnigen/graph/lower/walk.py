@@ -11,6 +11,9 @@ from vnnigen.graph.lower.context import RULES, Lowered, Lowering
 from vnnigen.graph.storage import Layout, Place, Storage, assign
 from vnnigen.graph.tiers import Tiers
 
+#: Operators whose kernels compute real numbers; ONNX has some for whole numbers, too.
+PRODUCTS = frozenset(("Conv", "Linear", "Gemm", "MatMul"))
+
 
 def lower(
     graph: Graph, tiers: Tiers | None = None, operators: dict[Hashable, Any] | None = None,
@@ -40,6 +43,8 @@ def why_numpy(ctx: Lowering, node: Node) -> str | None:
     """Why no rule can take a node, None if one may."""
     if node.op not in RULES or node.domain not in ("", "ai.onnx"):
         return f"no kernel for {node.op}"
+    if node.op in PRODUCTS and ctx.graph.types[node.outputs[0]].dtype != "f32":
+        return "no kernel for products of integers alone"
     if any(ctx.is_object(name) for name in node.inputs):
         return "its input's shape is known only at run time"
     if any(name and ctx.graph.shape(name) is None for name in node.outputs):
