@@ -37,7 +37,7 @@ def first_bytes(key: NestKey, nbytes: int) -> int:
 
 def share_out(key: NestKey, nbytes: int, wanted: int) -> Shares:
     """Share out `nbytes` of a kernel's own weights and the `wanted` first bytes of the next one's."""
-    if not key.columns_first:
+    if key.leaves_own or not key.columns_first:
         return Shares(nbytes, 0, 0, _lines(wanted, key.steps))
     start = first_bytes(key, nbytes)
     rest = nbytes - start

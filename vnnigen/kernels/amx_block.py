@@ -27,6 +27,12 @@ Reg = Any
 WOVEN_STEPS = 64
 #: Steps of K in the body of such a loop.
 LOOP_STEPS = 8
+#: Bytes from one line that is fetched ahead to the next: the processor's own prefetching into the L2 cache brings the
+#: lines between (measured on Emerald Rapids: three of four), and few requests leave room for those of tile loads.
+AHEAD_BYTES = 256
+#: How far ahead weights are fetched that stream from beyond the L2 cache: pages of the source, read in between, make the
+#: processor lose track of them.
+STREAM_AHEAD = 8192
 #: Vectors of outputs that are finished together.
 EPILOGUE_VECTORS = 16
 
@@ -37,7 +43,8 @@ class Registers:
 
     `done_off` and `done_col` say where the outputs of the block before go, `done` where its accumulators are; `fresh`
     will point at this block's. `buffers` holds the sum of both addresses, `start` the address of room for a row,
-    `waiting` that of this block's accumulators between two parts of K.
+    `waiting` that of this block's accumulators between two parts of K. What is fetched ahead (see
+    `kernels.ahead`) is at `ahead`, up to `ahead_end`.
     """
 
     args: Reg
@@ -58,6 +65,8 @@ class Registers:
     waiting: Mem
     outer_left: Mem
     inner_left: Mem
+    ahead: Reg | None
+    ahead_end: Mem
 
 
 @dataclass(frozen=True)
@@ -102,6 +111,9 @@ class BlockCode:
     out_pitches: tuple[int, int]
     tiles: Sequence[Reg]
     r: Registers
+    #: Requests ahead with each step of K, and whether all weights are fetched a while before they are loaded.
+    ahead: int = 0
+    streams: bool = False
 
 
 def weave(main: Sequence[Insn], side: Sequence[Insn]) -> list[Insn]:
@@ -282,10 +294,28 @@ class Block:
             for i in range(len(self.tiles)):
                 for j in range(self.nr):
                     products.append((self._acc(i, j), operand("source", i, step), operand("weights", j, step)))
+        requests = len(places) * code.ahead
+        fetched = 0
         for number, (acc, x, w) in enumerate(products):
             for tile, mem in loads.get(number, ()):
                 a.tileloadd(tile, mem)
+                if code.streams and mem.base is r.weights:
+                    for line in range(0, code.runs.step_weights, ROW_BYTES):
+                        a.prefetcht1(Mem(r.weights, mem.disp + STREAM_AHEAD + line))
             code.mac.multiply(a, acc, x, w, None)
+            upto = (number + 1) * requests // len(products)
+            for i in range(fetched, upto):
+                a.prefetcht1(Mem(r.ahead, AHEAD_BYTES * i))
+            fetched = upto
+        if fetched:
+            self._go_on_ahead(fetched)
+
+    def _go_on_ahead(self, requests: int) -> None:
+        """Move on what is fetched ahead; once it is all here, to what is near already."""
+        a, r = self.code.a, self.code.r
+        a.add(r.ahead, AHEAD_BYTES * requests)
+        a.cmp(r.ahead, r.ahead_end)
+        a.cmovae(r.ahead, r.weights)
 
     def _further_rows(self, at: tuple[int, int], rows: int) -> None:
         """Filter rows after the first, one to a turn of a loop; cursors are put back."""

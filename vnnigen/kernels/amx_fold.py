@@ -1,9 +1,13 @@
-"""Folded pixels: a strided convolution of few channels as one of stride 1 and many.
+"""Stems: convolutions of few channels, laid out anew so that they fill tiles. Two ways.
 
-A stem's filter rows are shorter than a tile's: 7 pixels of 3 channels fill 21 of 64 bytes.  At a stride of s, a block
+*Folded pixels*: a strided convolution of few channels as one of stride 1 and many. A stem's filter rows are shorter than a tile's: 7 pixels of 3 channels fill 21 of 64 bytes.  At a stride of s, a block
 of s x s pixels becomes one pixel of s*s times the channels (space to depth), and a filter of kh x kw pixels one of
 ceil(kh/s) x ceil(kw/s), the added taps being zeros: 4 steps of 48 bytes where there were 7 of 21.  The source is copied
 to scratch in any case, for its padding; from there it is folded.
+
+*Spread rows*: of bf16, whose runs of K must be whole dwords without what lies behind them (0 times NaN is NaN). Each
+pixel of a row becomes all that one output reads of the row, filled up with zeros: a filter of kh x kw pixels is one of
+kh x 1, a stride along the row is none.
 """
 
 from __future__ import annotations
@@ -14,14 +18,14 @@ from typing import Any
 import numpy as np
 
 from vnnigen.isa.assembler import Assembler, Mem
-from vnnigen.kernels.amx_tiling import ROW_BYTES
-from vnnigen.kernels.emit_common import add_const, counted
+from vnnigen.kernels.amx_tiling import ROW_BYTES, cut_run
+from vnnigen.kernels.emit_common import add_const, counted, set_mask
 from vnnigen.kernels.emit_copy import ScratchRows
 from vnnigen.kernels.geometry import Geometry
 from vnnigen.kernels.packed import Weights
 
 Reg = Any
-#: Pixels that one turn of the folding loop writes.
+#: Pixels that one turn of a loop writes.
 UNROLL = 8
 
 
@@ -54,6 +58,58 @@ def fold_geometry(g: Geometry, s: int) -> Geometry:
         g, h=max(g.oh - 1 + kh, -(-g.h // s)), w=max(g.ow - 1 + kw, -(-g.w // s)), ic=s * s * g.ic, kh=kh, kw=kw,
         sh=1, sw=1, top=0, left=0, padded=False,
     )  # fmt: skip
+
+
+def spread_of(w: Weights) -> int:
+    """Elements, zeros included, of the pixels that rows are spread into; 0 where that is not needed or not worth it."""
+    if w.kind != "bf16" or w.window is None or w.groups != 1 or not w.merged:
+        return 0
+    bytes_of_run = 2 * w.run_elements
+    if cut_run(bytes_of_run, exact=True) is not None or bytes_of_run > ROW_BYTES:
+        return 0
+    return ROW_BYTES // 2
+
+
+def spread_weights(w: Weights, elements: int) -> Weights:
+    """The weights of the spread convolution: channels in the order (filter column, channel), then zeros."""
+    oc, ic, kh, kw = w.values.shape
+    values = np.zeros((oc, elements, kh, 1), w.values.dtype)
+    values[:, : kw * ic, :, 0] = w.values.transpose(0, 3, 1, 2).reshape(oc, kw * ic, kh)
+    return replace(w, values=values)
+
+
+def spread_geometry(g: Geometry, elements: int) -> Geometry:
+    """The spread convolution's geometry; its source is what spreading has written, padding included."""
+    return replace(
+        g, h=max(g.strip_rows(g.oh), g.h), w=g.ow, ic=elements, kw=1, sw=1, dw=1, top=0, left=0, padded=False
+    )
+
+
+def emit_spread(
+    a: Assembler, source: Geometry, before: ScratchRows, after: ScratchRows, src: Reg, dst: Reg, counters: list[Reg]
+) -> None:
+    """Spread copied rows `before` at `src` into rows `after` at `dst`. Masked loads leave zeros behind a run."""
+    step = source.sw * before.pixel
+    turns, rest = divmod(source.ow, UNROLL)
+    with a.scope(), a.section("spread rows"):
+        moved = [a.vec(512, f"run{i}") for i in range(4)]
+        run = a.kreg("run")
+        set_mask(a, run, source.kw * before.pixel, counters[0])
+
+        def pixels(count: int) -> None:
+            for i in range(count):
+                a.vmovdqu8(moved[i % 4], Mem(src, i * step), mask=run, zero=True)
+                a.vmovups(Mem(dst, i * after.pixel), moved[i % 4])
+            add_const(a, src, count * step)
+            add_const(a, dst, count * after.pixel)
+
+        with counted(a, counters[0], after.rows):
+            if turns:
+                with counted(a, counters[1], turns):
+                    pixels(UNROLL)
+            pixels(rest)
+            add_const(a, src, before.pitch - source.ow * step)
+            add_const(a, dst, after.pitch - source.ow * after.pixel)
 
 
 def emit_fold(

@@ -13,7 +13,7 @@ from typing import Any
 
 from vnnigen.isa.assembler import Code, Label, Mem
 from vnnigen.kernels.amx_block import Block, BlockCode, KRuns, Registers
-from vnnigen.kernels.amx_fold import emit_fold
+from vnnigen.kernels.amx_fold import emit_fold, emit_spread
 from vnnigen.kernels.amx_tiling import (
     ROW_BYTES,
     ROWS,
@@ -33,20 +33,39 @@ from vnnigen.kernels.geometry import SRC_BYTES, Geometry, TileClass, row_classes
 from vnnigen.kernels.nest import LoopNest, NestKey
 
 Reg = Any
+#: Bytes of weights from which on they come from beyond the L2 cache, and blocks of pixels that are too few to share them.
+FAR_WEIGHTS, FEW_BLOCKS = 3 << 20, 2
 WHOLE_TILE = KSteps(1, ROW_BYTES, 0)
 
 
 @dataclass(frozen=True)
 class AmxKey(NestKey):
-    """Key of an AMX kernel. `source` is the geometry of what it reads, where `g` is that of folded pixels."""
+    """Key of an AMX kernel. `source` is the geometry of what it reads, where `g` is that of pixels laid out anew."""
 
     steps_of_run: KSteps = WHOLE_TILE
     source: Geometry | None = None
 
     @property
+    def streams(self) -> bool:
+        """Whether it fetches its own weights from beyond the L2 cache as it goes: where hardly any pixels share them."""
+        g, b = self.g, self.blocking
+        blocks = g.images * -(-g.oh // b.th) * -(-g.ow // b.tw)
+        return blocks <= FEW_BLOCKS and self.padded_columns * g.k * self.mac.element_bytes > FAR_WEIGHTS
+
+    @property
+    def leaves_own(self) -> bool:
+        """Tile loads walk panels from end to end, which the processor foresees; requests of ours would be in the way."""
+        return True
+
+    @property
     def variant(self) -> Variant:
         """The blocking's variant."""
         return Variant(self.blocking.variant)
+
+    @property
+    def spreads(self) -> bool:
+        """Whether rows are spread, not pixels folded (see `amx_fold`)."""
+        return self.source is not None and self.g.kh == self.source.kh
 
     @property
     def merged(self) -> bool:
@@ -187,7 +206,7 @@ class AmxNest(LoopNest):
         a.mov(self._my(which), tmp)
 
     def _locate(self, args: Reg, weights: Reg, col: Reg, consts: Reg) -> None:
-        """Decode the step's index and copy its rows; the rows of pixels to be folded are those of the source."""
+        """Decode the step's index and copy its rows; what is to be laid out anew are rows of the source."""
         key, source = self.tiles_key, self.tiles_key.source
         if source is None:
             super()._locate(args, weights, col, consts)
@@ -200,9 +219,11 @@ class AmxNest(LoopNest):
         with a.scope():
             dst = a.gpr("folded")
             a.lea(dst, Mem(self.first_src, key.folded_at))
-            stride = source.sh
-            columns = key.g.ow - 1 + key.g.kw
-            emit_fold(a, stride, before, after, columns, self.first_src, dst, [a.gpr("row"), a.gpr("pixels")])
+            counters = [a.gpr("row"), a.gpr("pixels")]
+            if key.spreads:
+                emit_spread(a, source, before, after, self.first_src, dst, counters)
+            else:
+                emit_fold(a, source.sh, before, after, key.g.ow - 1 + key.g.kw, self.first_src, dst, counters)
         a.mov(self.first_src, self._slot(self.SCRATCH))
         add_const(a, self.first_src, key.folded_at)
 
@@ -236,13 +257,13 @@ class AmxNest(LoopNest):
         registers = Registers(
             cur.args, cur.consts, cur.src, cur.weights, cur.col, cur.off, self.first_src, done, fresh, cur.ptr, cur.k,
             cur.outer, a.gpr("row_bytes"), self._my(self.BUFFERS), self._my(self.START), self._my(self.WAITING),
-            self._my(self.OUTER), self._my(self.INNER),
+            self._my(self.OUTER), self._my(self.INNER), cur.ahead, cur.ahead_end,
         )  # fmt: skip
         down = g.sh * self.row_pitch
         return BlockCode(
             a, key.tier, key.mac, key.spec, self.lay, self.runs, plan_tiles(*key.block_tiles), key.rows,
             (down, down if g.ow == 1 else g.sw * self.pixel), (g.ow * key.ldo, key.ldo),
-            [a.tile(f"tile{i}") for i in range(TILE_REGISTERS)], registers,
+            [a.tile(f"tile{i}") for i in range(TILE_REGISTERS)], registers, key.ahead, key.streams,
         )  # fmt: skip
 
     def _prepare(self, done: Reg, fresh: Reg) -> None:

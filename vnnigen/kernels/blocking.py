@@ -261,11 +261,12 @@ def choose_blocking(g: Geometry, tier: TierCode, mac: Mac, need: Registers) -> B
 
 
 def grid(
-    g: Geometry, mac: Mac, th: int, blocks: int, copy: bool, *, macs: int, weights: int = 0
+    g: Geometry, mac: Mac, th: int, blocks: int, copy: bool, *, macs: int, weights: int = 0, most: int = TARGET_STEPS
 ) -> tuple[int, int]:  # fmt: skip
     """Rows per strip (a multiple of `th`) and column blocks per chunk.
 
-    `macs` measures the work to be split, `weights` the bytes of weights that every strip reads.
+    `macs` measures the work to be split, `weights` the bytes of weights that every strip reads; `most` steps are wanted
+    at most.
     """
     row_bytes = g.padded_w * g.ic * mac.element_bytes * g.sh
     halo = g.strip_rows(1) * g.padded_w * g.ic * mac.element_bytes
@@ -278,7 +279,7 @@ def grid(
         room = HIGH_STRIP_BYTES if weights > 2 * STRIP_BYTES else STRIP_BYTES
     fit = max(1, (room - halo) // max(1, row_bytes) + 1)
     rows = -(-g.oh // th) * th if fit >= g.oh else max(th, fit // th * th)
-    wanted = max(1, min(TARGET_STEPS, macs // MIN_STEP_MACS))
+    wanted = max(1, min(most, macs // MIN_STEP_MACS))
     by_rows = -(-wanted // (g.images * _column_cuts(g, weights, blocks, copy, wanted)))
     if copy and g.kh > 1:
         # A strip reads (kh-1)*dh rows more than it advances: no thinner than that halo's double.
@@ -311,15 +312,15 @@ def _column_cuts(g: Geometry, weights: int, blocks: int, copy: bool, wanted: int
 
 
 def other_grids(
-    g: Geometry, mac: Mac, th: int, blocks: int, copy: bool, *, macs: int, weights: int = 0
+    g: Geometry, mac: Mac, th: int, blocks: int, copy: bool, *, macs: int, weights: int = 0, most: int = TARGET_STEPS
 ) -> list[tuple[int, int]]:  # fmt: skip
     """Grids other than `grid`'s that may suit a machine better, as (strip, chunk).
 
     Thinner and thicker strips, and strips as high as fit with the columns split instead.
     """
-    strip, chunk = grid(g, mac, th, blocks, copy, macs=macs, weights=weights)
+    strip, chunk = grid(g, mac, th, blocks, copy, macs=macs, weights=weights, most=most)
     whole = -(-g.oh // th) * th
-    wanted = max(1, min(TARGET_STEPS, macs // MIN_STEP_MACS) // g.images)
+    wanted = max(1, min(most, macs // MIN_STEP_MACS) // g.images)
     found = [(max(th, strip // (2 * th) * th), chunk), (min(whole, 2 * strip), chunk)]
     row_bytes = g.padded_w * g.ic * mac.element_bytes * g.sh
     if g.groups == 1 and (not copy or whole * row_bytes <= 4 * STRIP_BYTES):

@@ -31,7 +31,7 @@ from vnnigen.kernels.geometry import SRC_BYTES, Geometry
 from vnnigen.kernels.layout import ConstLayout
 from vnnigen.kernels.mac import CHAIN_EXACT, CHAIN_FAST, FMA, VNNI, Mac, TierCode
 from vnnigen.kernels.nest import NestKey
-from vnnigen.kernels.packed import PackedRun, Pick, Weights, as_element
+from vnnigen.kernels.packed import USUAL_THREADS, PackedRun, Pick, Weights, as_element
 from vnnigen.kernels.packing import (
     Array,
     Columns,
@@ -338,7 +338,9 @@ class PackedDepthwise:
     window: Window
     runs: tuple[PackedRun, ...]
 
-    def keys_for(self, g: Geometry, pick: Pick | None = None) -> tuple[DepthwiseKey, ...]:
+    def keys_for(
+        self, g: Geometry, pick: Pick | None = None, _threads: int = USUAL_THREADS
+    ) -> tuple[DepthwiseKey, ...]:  # fmt: skip
         """The kernel of a problem; `pick` is shown the candidates, best first by estimate, and says which to take."""
         run, spec = self.runs[0], self.epilogue.spec
         mac, flat = run.mac, replace(g, groups=1, n=g.ic)

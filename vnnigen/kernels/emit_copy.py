@@ -52,7 +52,8 @@ def scratch_rows(g: Geometry, mac: Mac, strip: int) -> ScratchRows:
     pitch = -(-used // 4) * 4
     if pitch > 512:
         pitch = -(-pitch // 64) * 64
-        if pitch % 1024 == 0:
+        # Tiles read sixteen pixels in a row, whose lines meet in any case, and may run on from row to row.
+        if pitch % 1024 == 0 and mac.name != "amx":
             pitch += 64
     left = min(left, used)
     return ScratchRows(left, body, pitch - left - body, pitch, pixel, g.strip_rows(strip))

@@ -77,6 +77,11 @@ class NestKey:
         return False
 
     @property
+    def leaves_own(self) -> bool:
+        """Whether it leaves fetching its own weights to the processor, and fetches those of the next kernel only."""
+        return False
+
+    @property
     def name(self) -> str:
         """The kernel's name, which says what it is: operation, types, tile, tier and chain."""
         weights = self.g.src if self.mac.acc == "f32" else "s8"

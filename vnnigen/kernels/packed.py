@@ -98,6 +98,8 @@ class PackedRun:
 
 #: Takes a launch's candidates and arrays, gives the index of one.
 Pick = Callable[[Sequence[NestKey], PackedRun], int]
+#: Threads that a grid is cut for where nobody says how many there are.
+USUAL_THREADS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +123,9 @@ class Packed:
         """The same with no narrow run; packed when the first problem wants it."""
         return self if self.widen is None else replace(self, runs=self.widen(), widen=None)
 
-    def keys_for(self, g: Geometry, pick: Pick | None = None) -> tuple[NestKey, ...]:
+    def keys_for(
+        self, g: Geometry, pick: Pick | None = None, _threads: int = USUAL_THREADS
+    ) -> tuple[NestKey, ...]:  # fmt: skip
         """The kernels that compute geometry `g` (of all columns) with these weights.
 
         `pick` is shown each launch's candidates, best first by estimate, and says which to take; without it, the first.

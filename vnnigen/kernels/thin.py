@@ -29,7 +29,7 @@ from vnnigen.kernels.geometry import SRC_BYTES, Geometry
 from vnnigen.kernels.layout import ConstLayout
 from vnnigen.kernels.mac import CHAIN_EXACT, FMA, VNNI, Mac, TierCode
 from vnnigen.kernels.nest import LoopNest, NestKey
-from vnnigen.kernels.packed import Packed, PackedRun, Pick, Weights
+from vnnigen.kernels.packed import USUAL_THREADS, Packed, PackedRun, Pick, Weights
 from vnnigen.kernels.packing import Array, Columns, Run, aligned, fill_constants, pad_vector, start_values
 from vnnigen.kernels.types import DType
 
@@ -286,7 +286,9 @@ def add_lanes(a: Assembler, tier: TierCode, vectors: Sequence[Reg], *, f32: bool
 class PackedThin(Packed):
     """Few columns, packed for a tier and a source type."""
 
-    def keys_for(self, g: Geometry, _pick: Pick | None = None) -> tuple[NestKey, ...]:
+    def keys_for(
+        self, g: Geometry, _pick: Pick | None = None, _threads: int = USUAL_THREADS
+    ) -> tuple[NestKey, ...]:  # fmt: skip
         """The kernel of a product; there is nothing to tune."""
         (run,) = self.runs
         rows = self.tier.lanes // g.n

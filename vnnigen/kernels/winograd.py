@@ -33,7 +33,7 @@ from vnnigen.kernels.epilogue import Epilogue
 from vnnigen.kernels.geometry import Geometry
 from vnnigen.kernels.mac import WINOGRAD, WINOGRAD_CHAIN, Mac, TierCode
 from vnnigen.kernels.nest import NestKey
-from vnnigen.kernels.packed import Packed, PackedRun, Pick, Weights, pack_run
+from vnnigen.kernels.packed import USUAL_THREADS, Packed, PackedRun, Pick, Weights, pack_run
 from vnnigen.kernels.packing import Array, Run, aligned
 from vnnigen.kernels.types import DType
 
@@ -141,7 +141,9 @@ def pixel_pitch(channels: int, tier: TierCode) -> int:
 class PackedWinograd(Packed):
     """Transformed weights."""
 
-    def keys_for(self, g: Geometry, _pick: Pick | None = None) -> tuple[NestKey, ...]:
+    def keys_for(
+        self, g: Geometry, _pick: Pick | None = None, _threads: int = USUAL_THREADS
+    ) -> tuple[NestKey, ...]:  # fmt: skip
         """The kernel of a convolution; there is nothing to tune."""
         (run,) = self.runs
         blocking, spec = choose_blocking(g, self.tier), self.epilogue.spec

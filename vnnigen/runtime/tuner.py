@@ -27,6 +27,7 @@ from vnnigen.kernels.geometry import SRC_BYTES, Geometry
 from vnnigen.kernels.layout import MAX_TENSORS
 from vnnigen.kernels.nest import NestKey
 from vnnigen.kernels.packed import PackedRun, Pick
+from vnnigen.kernels.packing import aligned as aligned_bytes
 from vnnigen.kernels.types import Array
 from vnnigen.runtime import native, tune_store
 from vnnigen.runtime.cache import KernelCache
@@ -58,8 +59,8 @@ class Tuning:
 class Packed(Protocol):
     """Packed weights that can name the kernels of a geometry."""
 
-    def keys_for(self, g: Geometry, pick: Pick | None = None) -> tuple[NestKey, ...]:
-        """The kernels of `g`; `pick` chooses each one's from its candidates."""
+    def keys_for(self, g: Geometry, pick: Pick | None = None, threads: int = ...) -> tuple[NestKey, ...]:
+        """The kernels of `g` for so many threads; `pick` chooses each one's from its candidates."""
 
 
 def mode() -> str:
@@ -78,7 +79,7 @@ def tuned_keys(packed: Packed, g: Geometry, threads: int) -> tuple[tuple[NestKey
     how = mode()
     root = tune_store.folder()
     if how == "off" or (how == "load" and (root is None or not root.is_dir())):
-        keys = packed.keys_for(g)
+        keys = packed.keys_for(g, None, threads)
         return keys, (Tuning(),) * len(keys)
     machine = tune_store.machine(threads)
     tunings: list[Tuning] = []
@@ -88,7 +89,7 @@ def tuned_keys(packed: Packed, g: Geometry, threads: int) -> tuple[tuple[NestKey
         tunings.append(tuning)
         return [key.blocking for key in candidates].index(chosen)
 
-    return packed.keys_for(g, pick), tuple(tunings)
+    return packed.keys_for(g, pick, threads), tuple(tunings)
 
 
 def _choose(
@@ -147,11 +148,12 @@ class _Operands:
     def __init__(self, key: NestKey) -> None:
         g, spec = key.g, key.spec
         outputs = g.images * g.oh * g.ow * key.ldo
-        self.source = _source(g)
-        self.destination = np.full(outputs * OUT_BYTES[spec.out], 0, np.uint8)
+        # Where networks keep activations: lines that straddle two of the cache cost tiles twice the loads.
+        self.source = aligned(_source(g))
+        self.destination = aligned(np.zeros(outputs * OUT_BYTES[spec.out], np.uint8))
         # One buffer serves as every tensor: what it holds does not matter. It is written, so that it has pages.
         reads_tensor = any(step.tensor is not None for step in spec.steps)
-        self.tensor = np.full(outputs * 4 if reads_tensor else 0, 0, np.uint8)
+        self.tensor = aligned(np.zeros(outputs * 4 if reads_tensor else 0, np.uint8))
         addresses = [a.ctypes.data for a in (self.source, self.destination, *(self.tensor,) * MAX_TENSORS)]
         self.arguments = native.ffi.new("int64_t[]", addresses)
 
@@ -163,6 +165,13 @@ class _Operands:
             native.check(native.lib.vg_call(bound.descriptor, len(self.arguments), self.arguments, threads))
 
         return call
+
+
+def aligned(values: Array) -> Array:
+    """A copy at a multiple of 64 bytes, all of its pages written."""
+    copy = aligned_bytes(values.nbytes)
+    copy[:] = values.view(np.uint8)
+    return copy
 
 
 def _source(g: Geometry) -> Array:
