@@ -439,7 +439,7 @@ def threads() -> Iterator[None]:
 @pytest.mark.parametrize(
     "case",
     [
-        Case((200, 150), (160, 150), src="s8", x_zp=3, weights="mixed", bias="f32"),
+        Case((600, 150), (320, 150), src="s8", x_zp=3, weights="mixed", bias="f32"),
         Case(
             (1, 28, 28, 32), (64, 32, 3, 3), padding=1, weights="mixed", sums=("u8",),
             post_ops=lambda: (v.Sum(0.4, 3), v.ReLU()),

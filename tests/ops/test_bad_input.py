@@ -156,7 +156,7 @@ CONV: list[Row] = [
     # tiers
     ("isa unknown", ISAError, "sse2", {"isa": "sse2"}),
     ("isa a number", ISAError, "isa|tier", {"isa": 3}),
-    ("isa without kernels", ISAError, "amx_int8|implemented", {"isa": "amx_int8"}),
+    ("isa without kernels", ISAError, "amx_bf16|implemented", {"isa": "amx_bf16"}),
     # out
     ("out a list", DTypeError, "out must", {"out": [1]}),
     ("out s8", DTypeError, "out must be uint8", {"out": out(dtype=np.int8)}),

@@ -33,6 +33,14 @@ class KernelReport:
     tuning: Tuning
     code: Code
 
+    @property
+    def step(self) -> str:
+        """The multiply step in words."""
+        if self.chain != "amx":
+            return CHAINS[self.chain]
+        instruction = "TDPBF16PS" if "amx_bf16" in self.features else "TDPBUSD" if "-u8" in self.name else "TDPBSSD"
+        return f"{CHAINS['amx']} {instruction}"
+
     def lines(self) -> list[str]:
         """Human-readable description."""
         b = self.blocking
@@ -40,7 +48,7 @@ class KernelReport:
         copy = f"copied to scratch ({self.scratch_bytes} bytes)" if b["copy"] else "read in place"
         return [
             f"kernel    {self.name}",
-            f"  columns   {self.columns[0]}..{self.columns[1] - 1}, {CHAINS[self.chain]}",
+            f"  columns   {self.columns[0]}..{self.columns[1] - 1}, {self.step}",
             f"  blocking  {_in_words(b)}, {self.grid_steps} steps",
             f"  chosen    {self.tuning.source}",
             *(f"    {s * 1e6:10.1f} us  {_in_words(asdict(m))}" for m, s in self.tuning.measured),
