@@ -242,7 +242,7 @@ class Plan:
         own = [p for p in places if buffers[p.buffer].kind == "output"]
         known = all(p.dtype != "bf16" for p in (*own, *self.lowered.inputs))  # to the buffer protocol
         native_alone = len(self.segments) == 1 and self.segments[0].native
-        if not (native_alone and known and len(own) == len(places) and not self._checks):
+        if not (native_alone and known and len(own) == len(places)):
             return None
         return tuple((p.shape, numpy_dtype(p.dtype)) for p in places)
 
@@ -262,8 +262,12 @@ class Plan:
             bases[i] = _from_buffer(array)
             i += 1
         code = _run(self._plan, 0, self.segments[0].last, bases, threads, _NULL)
-        self._free.append(space)
-        native.check(code)
+        try:
+            native.check(code)
+            for offset, nbytes, check in self._checks:
+                check(space.arena[offset : offset + nbytes])
+        finally:
+            self._free.append(space)
         return outputs
 
     def run(self, inputs: Sequence[Array], threads: int, times: Any = None) -> list[Array]:

@@ -88,7 +88,9 @@ class Gather(ElementOperator):
         temps = (Temp(8 * words, np.zeros(8 * words, np.uint8)),)
 
         def check(memory: Array) -> None:
-            check_status(memory.view(np.int64), None, shapes[0][self._axis])
+            # Nearly always all bytes are 0, and counting them takes a tenth of NumPy's time.
+            if memory.tobytes().count(0) < memory.nbytes:
+                check_status(memory.view(np.int64), None, shapes[0][self._axis])
 
         bound = plan.calls[0].bound
         return NativeStep(bound, slots, plan.y_shape, plan.y_dtype, function, temps=temps, check=check)
