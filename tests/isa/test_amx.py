@@ -43,6 +43,8 @@ def test_bytes_and_features() -> None:
     a.tileloadd(t[1], where)
     a.tileloaddt1(t[1], where)
     a.tilestored(where, t[1])
+    a.tileloadd(t[1], Mem(base, 0x40))
+    a.tilestored(Mem(base), t[1])
     a.tdpbssd(t[1], t[2], t[3])
     a.tdpbsud(t[1], t[2], t[3])
     a.tdpbusd(t[1], t[2], t[3])
@@ -60,6 +62,8 @@ def test_bytes_and_features() -> None:
             "c4 e2 7b 4b 4c 07 40",  # tileloadd tmm1, [rdi+rax*1+0x40]
             "c4 e2 79 4b 4c 07 40",  # tileloaddt1 tmm1, [rdi+rax*1+0x40]
             "c4 e2 7a 4b 4c 07 40",  # tilestored [rdi+rax*1+0x40], tmm1
+            "c4 e2 7b 4b 4c 27 40",  # tileloadd tmm1, [rdi+riz*1+0x40]: no index, the rows lie at one place
+            "c4 e2 7a 4b 0c 27",  # tilestored [rdi+riz*1], tmm1
             "c4 e2 63 5e ca",  # tdpbssd tmm1, tmm2, tmm3
             "c4 e2 62 5e ca",  # tdpbsud
             "c4 e2 61 5e ca",  # tdpbusd
@@ -72,12 +76,10 @@ def test_bytes_and_features() -> None:
     assert code.features == {"amx_tile", "amx_int8", "amx_bf16"}
 
 
-@pytest.mark.parametrize("name", ["tileloadd", "tileloaddt1", "tilestored"])
-def test_rows_need_an_index(name: str) -> None:
-    a = Assembler("no_index")
-    operands = [a.tile(), Mem(a.gpr())]
-    with pytest.raises(AssemblerError, match="distance of rows"):
-        getattr(a, name)(*(operands[::-1] if name == "tilestored" else operands))
+def test_rows_are_in_memory() -> None:
+    a = Assembler("no_memory")
+    with pytest.raises(AssemblerError, match="distance of rows in bytes, none means 0"):
+        a.tileloadd(a.tile(), a.gpr())
 
 
 @pytest.mark.parametrize(
@@ -394,6 +396,19 @@ def test_a_store_to_a_read_only_buffer() -> None:
     s = memory.map("src", bytes(1024))
     with pytest.raises(EmulatorError, match="read-only buffer 'src'"):
         Emulator(copy_kernel(), memory, tile_config=FULL).call(s - 8, 64, s + 8, 32)
+
+
+def test_rows_without_an_index_are_one_row() -> None:
+    a = Assembler("repeat", [Arg(n, "i64") for n in ("src", "dst", "pitch")])
+    src, dst, pitch, t = a.load_argument("src"), a.load_argument("dst"), a.load_argument("pitch"), a.tile()
+    a.tileloadd(t, Mem(src, 64))
+    a.tilestored(Mem(dst, index=pitch), t)
+    a.ret()
+    row = np.arange(64, dtype=np.uint8)
+    memory = Memory()
+    source, target = memory.map("src", bytes(64) + row.tobytes()), memory.map("dst", bytes(1024), writable=True)
+    Emulator(a.finalize().encode(), memory, tile_config=FULL).call(source, target, 64)
+    assert (memory.read_lanes(target, 1024, "u1", 1024).reshape(16, 64) == row).all()
 
 
 def test_rows_in_two_buffers() -> None:

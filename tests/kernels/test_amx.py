@@ -19,7 +19,7 @@ from tests.kernels.cases import POST_OPS, TIERS, Case, assert_same_bits, expecte
 from tests.kernels.emulation import check_emulated, emulate, fine_grid, lower
 from vnnigen.errors import ShapeError
 from vnnigen.isa import tiers
-from vnnigen.kernels.amx_nest import AmxKey
+from vnnigen.kernels.amx_key import AmxKey
 from vnnigen.kernels.amx_tiling import ROW_BYTES, ROWS, SHORTEST_STEP, TILE_REGISTERS, cut_run, plan_tiles
 from vnnigen.kernels.emit_copy import SLACK
 from vnnigen.kernels.geometry import Geometry, conv_geometry, gemm_geometry

@@ -1,4 +1,4 @@
-"""Folded pixels: strided convolutions of few channels on tiles, bit for bit."""
+"""Folded pixels and spread rows: convolutions of few channels on tiles, bit for bit."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.kernels.cases import Case, random_numbers, seeded
-from tests.kernels.emulation import fine_grid, lower
+from tests.kernels.emulation import emulate, fine_grid, lower
 from tests.kernels.test_amx_pipeline import candidates, run, run_all
-from vnnigen.kernels.amx_fold import fold_geometry, fold_of, fold_weights
+from vnnigen.kernels.amx_fold import fold_geometry, fold_of, fold_weights, spread_geometry, spread_of, spread_weights
 from vnnigen.kernels.geometry import conv_geometry
 from vnnigen.kernels.packed import Weights
 from vnnigen.kernels.problem import ConvProblem
@@ -96,3 +96,61 @@ def test_what_is_not_folded(case: Case) -> None:
     assert fold_of(weights_of(case)) == 1
     tier = "amx_bf16" if case.src == "bf16" else "amx_int8"
     assert lower(case.operator("reference"), case.x, case.src, tier).packed.fold == 1
+
+
+# --- spread rows ------------------------------------------------------------------------------------------
+
+BF16 = {"src": "bf16", "out": "f32", "weights": "small"}
+SPREAD = [
+    Case((1, 20, 21, 3), (18, 3, 7, 7), stride=2, padding=3, note="7x7", **BF16),
+    Case((2, 9, 10, 3), (33, 3, 3, 3), padding=((0, 1), (1, 0)), note="3x3", **BF16),
+    Case((1, 11, 35, 1), (20, 1, 5, 5), padding=2, note="one channel", **BF16),
+    Case((1, 9, 12, 5), (16, 5, 2, 3), stride=(2, 3), dilation=(2, 1), note="strides", **BF16),
+    Case((1, 13, 3, 7), (7, 7, 3, 3), note="one column", **BF16),
+]
+
+
+@pytest.mark.parametrize("case", SPREAD, ids=lambda c: c.note)
+def test_spread_convolutions(case: Case) -> None:
+    assert spread_of(weights_of(case)) == 32
+    run_all(case)
+    with fine_grid(1000, 512):
+        run_all(replace(case, bias="f32", out="bf16"))
+
+
+def test_what_spreads() -> None:
+    for case, elements in (
+        (SPREAD[0], 32),
+        (Case((1, 9, 9, 4), (8, 4, 3, 3), note="whole dwords", **BF16), 0),
+        (Case((1, 9, 9, 11), (8, 11, 3, 3), note="longer than a tile's row", **BF16), 0),
+        (Case((1, 9, 9, 3), (8, 3, 3, 3), dilation=2, note="dilation along the row", **BF16), 0),
+        (Case((1, 9, 9, 6), (8, 3, 3, 3), groups=2, note="groups", **BF16), 0),
+        (Case((1, 9, 9, 3), (8, 3, 3, 3), note="int8"), 0),
+        (Case((9, 9), (8, 9), note="gemm", **BF16), 0),
+    ):
+        assert spread_of(weights_of(case)) == elements, case.note
+
+
+def test_spreading_reads_nothing_beside_a_window() -> None:
+    """NaN right beside a window leaves its output alone: what fills pixels up is zeros, not the next pixels."""
+    case = SPREAD[1]
+    x = case.source()
+    x[:, :, 5] = np.nan
+    low = lower(case.operator("reference"), case.x, "bf16", "amx_bf16")
+    y = emulate(low, x, np.float32).y
+    for column in range(y.shape[2]):  # one pixel of padding on the left
+        assert np.isnan(y[:, :, column]).all() == (4 <= column <= 6)
+        assert np.isnan(y[:, :, column]).any() == (4 <= column <= 6)
+
+
+def test_spreading_is_the_same_convolution() -> None:
+    case = SPREAD[0]
+    w = weights_of(case)
+    spread, g = (
+        spread_weights(w, 32).values,
+        conv_geometry(ConvProblem(1, 20, 21, 3, 18, 7, 7, stride=(2, 2), pad=((3, 3), (3, 3)), src="bf16", dst="f32")),
+    )
+    after = spread_geometry(g, 32)
+    assert spread.shape == (18, 32, 7, 1)
+    assert (after.kh, after.kw, after.sh, after.sw, after.ic, after.w) == (7, 1, 2, 1, 32, g.ow)
+    assert after.h * after.w * after.ic >= 20 * 21 * 3  # the tuner's source holds the original's bytes

@@ -19,7 +19,7 @@ from vnnigen.errors import AssemblerError
 from vnnigen.isa.assembler import Assembler
 from vnnigen.kernels import amx, amx_block, amx_tiling
 from vnnigen.kernels.amx_block import weave
-from vnnigen.kernels.amx_nest import AmxKey
+from vnnigen.kernels.amx_key import AmxKey
 from vnnigen.kernels.amx_tiling import Variant
 from vnnigen.runtime.compiled import generate
 
@@ -106,14 +106,29 @@ def test_instructions_set_aside_come_back_where_they_are_put() -> None:
 
 
 def test_the_epilogue_runs_between_the_products_of_the_next_block() -> None:
-    case = Case((64, 320), (64, 320), bias="f32", post_ops=lambda: (v.ReLU(),))
+    case = Case((64, 1024), (64, 1024), bias="f32", post_ops=lambda: (v.ReLU(),))
     key = candidates(case)[0]
+    assert not key.stores_late
     text = generate(key).listing
     steady = text[text.index(", finish the last") : text.index("finish the last block")]
     mnemonics = [word for line in steady.splitlines() for word in line.split() if word in ("tdpbusd", "vfmadd213ps")]
     products = [i for i, word in enumerate(mnemonics) if word == "tdpbusd"]
     between = mnemonics[products[0] : products[-1]]
     assert between.count("vfmadd213ps") > 0.6 * mnemonics.count("vfmadd213ps") > 0
+
+
+def test_sums_of_few_steps_are_stored_between_products() -> None:
+    case = Case((64, 320), (64, 320), bias="f32", post_ops=lambda: (v.ReLU(),))
+    key = candidates(case)[0]
+    assert key.stores_late
+    text = generate(key).listing
+    steady = text[text.index(", store, finish") : text.index("finish the last block but one")]
+    words = ("tilestored", "tdpbusd", "vfmadd213ps")
+    mnemonics = [word for line in steady.splitlines() for word in line.split() if word in words]
+    tiles = [word for word in mnemonics if word != "vfmadd213ps"]
+    accumulators = mnemonics.count("tilestored")
+    assert tiles[: 2 * accumulators] == ["tilestored", "tdpbusd"] * accumulators
+    assert mnemonics.count("vfmadd213ps") > 0
 
 
 # --- blocks -----------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import vnnigen as v
 from tests.kernels.cases import TIERS, Case, assert_same_bits, expected
 from tests.kernels.emulation import Lowered, emulate, fine_grid, lower
 from tests.kernels.test_blocking import problems, registers_in_use
-from vnnigen.kernels.amx_nest import AmxKey
+from vnnigen.kernels.amx_key import AmxKey
 from vnnigen.kernels.amx_tiling import TILE_REGISTERS, plan_tiles
 from vnnigen.kernels.blocking import Registers, choose_blocking, rank_blockings
 from vnnigen.kernels.emit_epilogue import EPILOGUE_TEMPS

@@ -53,7 +53,7 @@ _VECTORS = {f"{c.upper()}MM": c for c in "xyz"}
 _MEM = frozenset({"m", "mi"})
 _SLOTS: dict[str, frozenset[str]] = {
     "MEM": _MEM,
-    "SIBMEM": frozenset({"mi"}),
+    "SIBMEM": _MEM,
     "CL": frozenset({"cl"}),
     "IMM8": frozenset({"i8", "u8"}),
     "IMM8SEX16": frozenset({"i8"}),
@@ -266,5 +266,5 @@ def _no_form(mnemonic: str, kinds: tuple[str, ...], mask: bool, zero: bool, size
         return f"{given} needs the CPU features {needs}, which this assembler was not given"
     legal = "\n  ".join(dict.fromkeys(c.text.lower() for c in candidates(mnemonic)))
     if any("SIBMEM" in c.slots for c in candidates(mnemonic)):
-        legal += "\n(sibmem: memory with an index, the register that holds the distance of rows in bytes)"
+        legal += "\n(sibmem: memory; an index is the register that holds the distance of rows in bytes, none means 0)"
     return f"{given} has no encoding; the legal forms are\n  {legal}"

@@ -84,11 +84,18 @@ def address(m: Machine, ins: Instruction) -> Getter:
 
 
 def strided(m: Machine, ins: Instruction) -> tuple[Getter, Getter]:
-    """Address of row 0 and distance of rows (signed) of a tile load's or store's memory operand."""
+    """Address of row 0 and distance of rows (signed) of a tile load's or store's memory operand.
+
+    Without an index the distance is 0 (Intel SDM vol. 2, section 2.1.5 and TILELOADD: "if the SIB encoding omits an
+    index register, the value zero is assumed").
+    """
     g, displacement, scale = m.gpr, ins.memory_displacement, ins.memory_index_scale
-    if not RegisterExt.is_gpr64(ins.memory_base) or ins.memory_index == Register.NONE:
-        raise EmulatorError("a tile's memory operand needs a 64-bit base and an index, which holds the stride")
-    base, index = number(ins.memory_base), number(ins.memory_index)
+    if not RegisterExt.is_gpr64(ins.memory_base):
+        raise EmulatorError("a tile's memory operand needs a 64-bit base")
+    base = number(ins.memory_base)
+    if ins.memory_index == Register.NONE:
+        return lambda: (g[base] + displacement) & M64, lambda: 0
+    index = number(ins.memory_index)
 
     def stride() -> int:
         value = g[index] * scale & M64

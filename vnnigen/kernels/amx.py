@@ -3,7 +3,7 @@
 A tile holds 16 rows of 64 bytes.  TDPBUSD and its kin multiply 16 pixels x 64 bytes of K with 64 bytes of K x 16
 columns (Intel SDM vol. 1, chapter "Intel AMX"); the packed panels of the other kernels, 16 columns wide and one
 dword of K after another, are such tiles already.  `amx_tiling` cuts K and pixels into tiles and ranks register blocks,
-`amx_block` is the code of one, `amx_nest` the loop over them.
+`amx_block` is the code of one, `amx_nest` the loop over them, `amx_key` what both depend on.
 
 One tile configuration serves a whole kernel, because reloading it clears all tiles: a block that has fewer pixels
 than a tile has rows is moved back over pixels already done, and only its new rows go through the epilogue.
@@ -21,7 +21,7 @@ from vnnigen.kernels.amx_fold import (
     spread_of,
     spread_weights,
 )
-from vnnigen.kernels.amx_nest import AmxKey
+from vnnigen.kernels.amx_key import AmxKey
 from vnnigen.kernels.amx_tiling import (
     STRIP_ROOM,
     CostModel,

@@ -1,11 +1,12 @@
 """Stems: convolutions of few channels, laid out anew so that they fill tiles. Two ways.
 
-*Folded pixels*: a strided convolution of few channels as one of stride 1 and many. A stem's filter rows are shorter than a tile's: 7 pixels of 3 channels fill 21 of 64 bytes.  At a stride of s, a block
-of s x s pixels becomes one pixel of s*s times the channels (space to depth), and a filter of kh x kw pixels one of
-ceil(kh/s) x ceil(kw/s), the added taps being zeros: 4 steps of 48 bytes where there were 7 of 21.  The source is copied
-to scratch in any case, for its padding; from there it is folded.
+*Folded pixels*: a strided convolution of few channels as one of stride 1 and many.  A stem's filter rows are shorter
+than a tile's: 7 pixels of 3 channels fill 21 of 64 bytes.  At a stride of s, a block of s x s pixels becomes one pixel
+of s*s times the channels (space to depth), and a filter of kh x kw pixels one of ceil(kh/s) x ceil(kw/s), the added
+taps being zeros: 4 steps of 48 bytes where there were 7 of 21.  The source is copied to scratch in any case, for its
+padding; from there it is folded.
 
-*Spread rows*: of bf16, whose runs of K must be whole dwords without what lies behind them (0 times NaN is NaN). Each
+*Spread rows*: for bf16, whose runs of K must be whole dwords without what lies behind them (0 times NaN is NaN).  Each
 pixel of a row becomes all that one output reads of the row, filled up with zeros: a filter of kh x kw pixels is one of
 kh x 1, a stride along the row is none.
 """

@@ -11,144 +11,24 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
-from vnnigen.isa.assembler import Code, Label, Mem
+from vnnigen.isa.assembler import Label, Mem
 from vnnigen.kernels.amx_block import Block, BlockCode, KRuns, Registers
 from vnnigen.kernels.amx_fold import emit_fold, emit_spread
+from vnnigen.kernels.amx_key import AmxKey
 from vnnigen.kernels.amx_tiling import (
     ROW_BYTES,
-    ROWS,
     TILE_REGISTERS,
-    KSteps,
-    Shape,
     Variant,
-    even_rows,
-    k_parts,
     plan_tiles,
     row_tiles,
     run_elements,
 )
 from vnnigen.kernels.emit_common import add_const
 from vnnigen.kernels.emit_copy import scratch_rows
-from vnnigen.kernels.geometry import SRC_BYTES, Geometry, TileClass, row_classes, taps_inside
-from vnnigen.kernels.nest import LoopNest, NestKey
+from vnnigen.kernels.geometry import SRC_BYTES, TileClass, row_classes, taps_inside
+from vnnigen.kernels.nest import LoopNest
 
 Reg = Any
-#: Bytes of weights from which on they come from beyond the L2 cache, and blocks of pixels that are too few to share them.
-FAR_WEIGHTS, FEW_BLOCKS = 3 << 20, 2
-WHOLE_TILE = KSteps(1, ROW_BYTES, 0)
-
-
-@dataclass(frozen=True)
-class AmxKey(NestKey):
-    """Key of an AMX kernel. `source` is the geometry of what it reads, where `g` is that of pixels laid out anew."""
-
-    steps_of_run: KSteps = WHOLE_TILE
-    source: Geometry | None = None
-
-    @property
-    def streams(self) -> bool:
-        """Whether it fetches its own weights from beyond the L2 cache as it goes: where hardly any pixels share them."""
-        g, b = self.g, self.blocking
-        blocks = g.images * -(-g.oh // b.th) * -(-g.ow // b.tw)
-        return blocks <= FEW_BLOCKS and self.padded_columns * g.k * self.mac.element_bytes > FAR_WEIGHTS
-
-    @property
-    def leaves_own(self) -> bool:
-        """Tile loads walk panels from end to end, which the processor foresees; requests of ours would be in the way."""
-        return True
-
-    @property
-    def variant(self) -> Variant:
-        """The blocking's variant."""
-        return Variant(self.blocking.variant)
-
-    @property
-    def spreads(self) -> bool:
-        """Whether rows are spread, not pixels folded (see `amx_fold`)."""
-        return self.source is not None and self.g.kh == self.source.kh
-
-    @property
-    def merged(self) -> bool:
-        """Whether tiles run on from row to row."""
-        return Variant.MERGED_ROWS in self.variant
-
-    def shape(self, th: int, tw: int, nr: int) -> Shape:
-        """A block of this kernel."""
-        pitch = 0
-        if self.merged:
-            rows = scratch_rows(self.g, self.mac, self.blocking.strip)
-            pitch = rows.pitch // rows.pixel
-        return Shape(th, tw, nr, pitch)
-
-    @property
-    def full(self) -> Shape:
-        """The full block."""
-        return self.shape(self.blocking.th, self.blocking.tw, self.blocking.nr)
-
-    @property
-    def rows(self) -> int:
-        """Pixels of a tile."""
-        return even_rows(self.full.length(self.g))
-
-    @property
-    def block_tiles(self) -> tuple[int, int]:
-        """Accumulator tiles of a block: down the pixels, along the columns."""
-        return self.full.down(self.g, self.rows), self.blocking.nr
-
-    @property
-    def folded_at(self) -> int:
-        """Offset in scratch of the rows that are multiplied: behind those that are folded into them."""
-        if self.source is None:
-            return 0
-        return -(-scratch_rows(self.source, self.mac, self.blocking.strip).size // 64) * 64
-
-    @property
-    def buffer_at(self) -> int:
-        """Offset in scratch of the two buffers that take accumulator tiles."""
-        rows = 0
-        if self.blocking.copy:
-            source = scratch_rows(self.g, self.mac, self.blocking.strip)
-            # Where rows are merged, a block's last tile reads on beyond them.
-            rows = source.size + (self.rows * source.pixel if self.merged else 0)
-        return self.folded_at + -(-rows // 64) * 64
-
-    @property
-    def buffer_bytes(self) -> int:
-        """Bytes of one of them."""
-        down, across = self.block_tiles
-        return down * across * self.rows * ROW_BYTES
-
-    @property
-    def scratch(self) -> int:
-        """Bytes of scratch a step needs: source rows, two buffers, a row of start values, accumulators that wait."""
-        waiting = self.blocking.strip // self.blocking.th if Variant.SPLIT_K in self.variant else 0
-        return self.buffer_at + (2 + waiting) * self.buffer_bytes + self.blocking.nr * ROW_BYTES
-
-    @property
-    def k_parts(self) -> tuple[tuple[int, int] | None, ...]:
-        """The parts of K that are multiplied one after the other, None for all of it."""
-        if Variant.SPLIT_K not in self.variant:
-            return (None,)
-        step = (self.block_tiles[0] * self.rows + ROWS * self.blocking.nr) * self.steps_of_run.size
-        return k_parts(self.steps_of_run.count, step)
-
-    @property
-    def tile_config(self) -> bytes:
-        """The 64 bytes of LDTILECFG: accumulators first, then source tiles, then weight tiles."""
-        plan = plan_tiles(*self.block_tiles)
-        shapes = dict.fromkeys(range(plan.accumulators), (self.rows, ROW_BYTES))
-        shapes |= dict.fromkeys(plan.source, (self.rows, self.steps_of_run.size))
-        shapes |= dict.fromkeys(plan.weights, (self.steps_of_run.size // 4, ROW_BYTES))
-        config = bytearray(64)
-        config[0] = 1  # palette
-        for tile, (rows, colsb) in shapes.items():
-            config[16 + 2 * tile : 18 + 2 * tile] = colsb.to_bytes(2, "little")
-            config[48 + tile] = rows
-        return bytes(config)
-
-    def build(self, features: frozenset[str] | None) -> Code:
-        """Generate the code, using only instructions of `features`."""
-        return AmxNest(self, features).build()
 
 
 @dataclass(frozen=True)
@@ -163,6 +43,11 @@ class _Phase:
     one_row: bool
     one_column: bool
 
+    @property
+    def alone(self) -> bool:
+        """Whether there is one such block."""
+        return self.along == 1 and self.one_row and self.one_column
+
 
 class AmxNest(LoopNest):
     """Emits an AMX kernel."""
@@ -170,8 +55,8 @@ class AmxNest(LoopNest):
     # Slots of the stack: where the group, the rows of a class and a phase begin, the odometer, and what blocks need.
     (
         SRC0, OFF0, COL0, WEIGHTS0, CLASS_SRC, CLASS_OFF, ROW_COUNT, SRC, OFF, PIXEL, PIXELS_LEFT, ROWS_LEFT,
-        COLUMNS_LEFT, COLUMNS, BUFFER, BUFFERS, START, OUTER, INNER, WAITING, BLOCKS_LEFT,
-    ) = range(21)  # fmt: skip
+        COLUMNS_LEFT, COLUMNS, BUFFER, BUFFERS, START, OUTER, INNER, WAITING, BLOCKS_LEFT, LAST_COL, LAST_OFF,
+    ) = range(23)  # fmt: skip
 
     def __init__(self, key: AmxKey, features: frozenset[str] | None):
         super().__init__(key, features)
@@ -230,7 +115,7 @@ class AmxNest(LoopNest):
     def _groups(self) -> None:
         """All groups, one after the other."""
         a, key, g, cur = self.a, self.key, self.key.g, self.cur
-        self.own = a.stack(8 * 21)
+        self.own = a.stack(8 * 23)
         for slot, register in (
             (self.SRC0, self.first_src), (self.OFF0, self.first_off), (self.COL0, cur.col),
             (self.WEIGHTS0, cur.weights),
@@ -255,7 +140,8 @@ class AmxNest(LoopNest):
     def _block_code(self, done: Reg, fresh: Reg) -> BlockCode:
         a, key, cur, g = self.a, self.tiles_key, self.cur, self.key.g
         registers = Registers(
-            cur.args, cur.consts, cur.src, cur.weights, cur.col, cur.off, self.first_src, done, fresh, cur.ptr, cur.k,
+            cur.args, cur.consts, cur.src, cur.weights, cur.col, cur.off, self.first_src, done, fresh,
+            cur.k if key.stores_late else fresh, cur.ptr, cur.k,
             cur.outer, a.gpr("row_bytes"), self._my(self.BUFFERS), self._my(self.START), self._my(self.WAITING),
             self._my(self.OUTER), self._my(self.INNER), cur.ahead, cur.ahead_end,
         )  # fmt: skip
@@ -354,7 +240,8 @@ class AmxNest(LoopNest):
                     one_row = self.key.strips == 1 and rows.count == 1
                     for part in self.tiles_key.k_parts:
                         block = Block(self.code, tiles, nr, valid, taps, part)
-                        self._phase(_Phase(block, rows.size, tw, x, along, one_row, one_column))
+                        emit = self._late_phase if self.tiles_key.stores_late else self._phase
+                        emit(_Phase(block, rows.size, tw, x, along, one_row, one_column))
             a.bind(absent)
 
     def _locate_class(self, rows: TileClass, absent: Label) -> None:
@@ -395,9 +282,8 @@ class AmxNest(LoopNest):
         self._begin(p)
         p.block.multiply(finish=False)
         top, body, end = a.label("next_block"), a.label("block"), a.label("last_block")
-        alone = p.along == 1 and p.one_row and p.one_column
         if not p.block.ends:
-            if not alone:
+            if not p.alone:
                 self._advance(p, top, end)
                 a.bind(top)
                 p.block.multiply(finish=False)
@@ -405,14 +291,14 @@ class AmxNest(LoopNest):
                 a.jmp(top)
                 a.bind(end)
             return
-        if not alone:
+        if not p.alone:
             a.bind(top)
         a.mov(r.done, r.fresh)
         a.mov(r.done_col, r.col)
         a.mov(r.done_off, self._my(self.PIXEL))
         a.add(r.done_off, r.col)
         a.sub(r.done_off, self._my(self.COL0))
-        if not alone:
+        if not p.alone:
             with a.section("next block"):
                 self._advance(p, body, end)
             a.bind(body)
@@ -421,6 +307,51 @@ class AmxNest(LoopNest):
             a.bind(end)
         with a.section("finish the last block"):
             p.block.epilogue()
+
+    def _late_phase(self, p: _Phase) -> None:
+        """Blocks of one shape of few steps: each stores the sums of the one before and finishes the one before that."""
+        a, block = self.a, p.block
+        self._begin(p)
+        block.multiply_late(store=False, finish=False)
+        self._remember()
+        if not p.alone:
+            second, top, body = a.label("second_block"), a.label("next_block"), a.label("block")
+            one, end = a.label("one_block"), a.label("last_block")
+            self._advance(p, second, one)
+            a.bind(second)
+            block.multiply_late(store=True, finish=False)
+            a.bind(top)
+            self._recall()
+            self._remember()
+            with a.section("next block"):
+                self._advance(p, body, end)
+            a.bind(body)
+            block.multiply_late(store=True, finish=True)
+            a.jmp(top)
+            a.bind(end)
+            with a.section("finish the last block but one"):
+                block.epilogue()
+            a.bind(one)
+        with a.section("finish the last block"):
+            block.store_late()
+            self._recall()
+            block.epilogue()
+
+    def _remember(self) -> None:
+        """Keep where the outputs of this block go."""
+        a, r = self.a, self.code.r
+        self._set(self.LAST_COL, r.col)
+        a.mov(r.ptr, self._my(self.PIXEL))
+        a.add(r.ptr, r.col)
+        a.sub(r.ptr, self._my(self.COL0))
+        a.mov(self._my(self.LAST_OFF), r.ptr)
+
+    def _recall(self) -> None:
+        """The sums just stored, of the block that `_remember` was called for, are those to finish next."""
+        a, r = self.a, self.code.r
+        a.mov(r.done, r.fresh)
+        a.mov(r.done_col, self._my(self.LAST_COL))
+        a.mov(r.done_off, self._my(self.LAST_OFF))
 
     def _begin(self, p: _Phase) -> None:
         """Put the cursors on the first block and set the odometer."""

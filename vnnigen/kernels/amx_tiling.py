@@ -4,8 +4,8 @@ The model adds up what does not hide behind each other: products and the loads o
 finishing them do not, although they are mixed (measured on Emerald Rapids, kernel by kernel with parts left out; of 33
 problems, what the model ranks first takes 3 % more time than the best candidate in the mean).  Its figures are those
 that Intel publishes (Optimization Reference Manual, chapter "Intel AMX": a product takes a cycle per row of A, 16 at
-most, and 52 cycles until its result is there; a tile load 8 cycles, two lines a cycle; a store 16) and the widths of the
-caches; the tuner measures what it ranks first.
+most, and 52 cycles until its result is there; a tile load 8 cycles, two lines a cycle; a store 16) and the widths of
+the caches; the tuner measures what it ranks first.
 """
 
 from __future__ import annotations

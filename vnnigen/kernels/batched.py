@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from vnnigen.isa.assembler import Code, Mem
-from vnnigen.kernels.amx_nest import AmxKey, AmxNest
+from vnnigen.kernels.amx_key import AmxKey
+from vnnigen.kernels.amx_nest import AmxNest
 from vnnigen.kernels.blocking import Blocking
 from vnnigen.kernels.emit_common import counted, div_const
 from vnnigen.kernels.layout import ARG_CONSTS, ARG_DST, ARG_SRC, ARG_TENSORS, ARG_WEIGHTS

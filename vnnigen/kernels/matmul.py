@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vnnigen.errors import QuantizationError, ShapeError
 from vnnigen.kernels.amx import PackedAmx
-from vnnigen.kernels.amx_nest import AmxKey
+from vnnigen.kernels.amx_key import AmxKey
 from vnnigen.kernels.batched import ENTRY, BatchedKey, FusedKey
 from vnnigen.kernels.epilogue import Epilogue
 from vnnigen.kernels.geometry import gemm_geometry
