@@ -88,7 +88,7 @@ class PackedAmx:
         panels = -(-g.n // self.tier.lanes)
         padded = source is not None or g.padded or g.src != mac.element or steps.pad > 0
         # A step of the grid should last as long as on the vector tiers, which multiply about eight times slower.
-        work = {"macs": g.macs // 8, "weights": g.n * g.k * mac.element_bytes}
+        work = {"macs": g.macs // 8, "weights": g.n * g.k * mac.element_bytes, "high_copy": STRIP_ROOM}
         most = {False: TARGET_STEPS, True: min(TARGET_STEPS, COPIES_A_THREAD * threads)}
         model = CostModel(g, self.epilogue.spec, mac.element_bytes, panels, k_steps(g, steps), steps.size)
         # Sums over padding are part of the constants for integers only.

@@ -29,7 +29,7 @@ LATENCY = 36
 L1_LINE, L2_LINE, FAR_LINE = 0.5, 1.2, 5.0
 #: Bytes that stay in the L1 cache (of 48 KiB) beside two buffers of accumulators and the outputs, and in the L2 cache
 #: (of 2 MiB), between two uses.
-L1_ROOM, L2_ROOM = 36 << 10, 1280 << 10
+L1_ROOM, L2_ROOM = 36 << 10, 1536 << 10
 #: Bytes that may come between two taps of a filter row, which read much the same source, and leave it in the L1 cache.
 TAP_ROOM = 48 << 10
 #: Bytes of source that one step of the grid reads again for every column block.

@@ -261,12 +261,13 @@ def choose_blocking(g: Geometry, tier: TierCode, mac: Mac, need: Registers) -> B
 
 
 def grid(
-    g: Geometry, mac: Mac, th: int, blocks: int, copy: bool, *, macs: int, weights: int = 0, most: int = TARGET_STEPS
+    g: Geometry, mac: Mac, th: int, blocks: int, copy: bool, *, macs: int, weights: int = 0, most: int = TARGET_STEPS,
+    high_copy: int = HIGH_COPY_BYTES,
 ) -> tuple[int, int]:  # fmt: skip
     """Rows per strip (a multiple of `th`) and column blocks per chunk.
 
     `macs` measures the work to be split, `weights` the bytes of weights that every strip reads; `most` steps are wanted
-    at most.
+    at most. A strip that is copied has at most `high_copy` bytes.
     """
     row_bytes = g.padded_w * g.ic * mac.element_bytes * g.sh
     halo = g.strip_rows(1) * g.padded_w * g.ic * mac.element_bytes
@@ -274,7 +275,7 @@ def grid(
     # stays in L2: a tile reads its rows once for all of a block's columns. A copy that leaves L2 costs more, so that
     # this takes more weights.
     if copy:
-        room = HIGH_COPY_BYTES if weights > FAR_COPY * STRIP_BYTES else STRIP_BYTES
+        room = high_copy if weights > FAR_COPY * STRIP_BYTES else STRIP_BYTES
     else:
         room = HIGH_STRIP_BYTES if weights > 2 * STRIP_BYTES else STRIP_BYTES
     fit = max(1, (room - halo) // max(1, row_bytes) + 1)
@@ -312,13 +313,14 @@ def _column_cuts(g: Geometry, weights: int, blocks: int, copy: bool, wanted: int
 
 
 def other_grids(
-    g: Geometry, mac: Mac, th: int, blocks: int, copy: bool, *, macs: int, weights: int = 0, most: int = TARGET_STEPS
+    g: Geometry, mac: Mac, th: int, blocks: int, copy: bool, *, macs: int, weights: int = 0, most: int = TARGET_STEPS,
+    high_copy: int = HIGH_COPY_BYTES,
 ) -> list[tuple[int, int]]:  # fmt: skip
     """Grids other than `grid`'s that may suit a machine better, as (strip, chunk).
 
     Thinner and thicker strips, and strips as high as fit with the columns split instead.
     """
-    strip, chunk = grid(g, mac, th, blocks, copy, macs=macs, weights=weights, most=most)
+    strip, chunk = grid(g, mac, th, blocks, copy, macs=macs, weights=weights, most=most, high_copy=high_copy)
     whole = -(-g.oh // th) * th
     wanted = max(1, min(most, macs // MIN_STEP_MACS) // g.images)
     found = [(max(th, strip // (2 * th) * th), chunk), (min(whole, 2 * strip), chunk)]
