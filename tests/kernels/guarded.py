@@ -10,8 +10,8 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,6 +137,26 @@ class Caller:
         assert not upper.any(), "upper halves of vector registers are not clear: VZEROUPPER is missing"
 
 
+class Tiles:
+    """Loads and releases AMX configurations, as the runtime does around kernels on tiles."""
+
+    def __init__(self) -> None:
+        # ldtilecfg [rdi] ; ret, and tilerelease ; ret
+        self._code = [codemem.load(Raw("tiles", bytes.fromhex(code))) for code in ("c4e2784907c3", "c4e27849c0c3")]
+        self.load, self.release = (ctypes.CFUNCTYPE(None, ctypes.c_int64)(code.address) for code in self._code)
+
+    @contextmanager
+    def __call__(self, config: bytes | None) -> Iterator[None]:
+        """Have a configuration loaded; None: nothing is to be done."""
+        if config is None:
+            yield
+            return
+        held = np.frombuffer(config, np.uint8)
+        self.load(held.ctypes.data)
+        yield
+        self.release(0)
+
+
 # --- running ----------------------------------------------------------------------------------------------
 
 
@@ -159,8 +179,9 @@ def run(low: Lowered, caller: Caller, case: Case, place: str, in_place: bool) ->
     for key, loaded in zip(low.keys, codemem.load_batch(low.codes), strict=True):
         # Scratch is 64-byte aligned and at least as large as asked for; here, not a cache line larger.
         scratch = guarded(np.full(-(-key.scratch // 64) * 64, 0xFF, np.uint8), place)
-        for index in range(key.steps):
-            caller(loaded.address, args.ctypes.data, index, scratch.ctypes.data)
+        with Tiles()(key.tile_config):
+            for index in range(key.steps):
+                caller(loaded.address, args.ctypes.data, index, scratch.ctypes.data)
     assert_same_bits(np.array(out), want, (case, place))
 
 
@@ -171,7 +192,9 @@ Cut = Callable[[], AbstractContextManager[None]]
 def all_cases(tier: str) -> Sequence[tuple[Case, Cut]]:
     """Cases with every tail, and how to lower them."""
     found: list[tuple[Case, Cut]] = []
-    lanes = 16 if tier.startswith("avx512") else 8
+    if tier == "amx_bf16":
+        return bf16_cases()
+    lanes = 16 if tier.startswith(("avx512", "amx")) else 8
     for n in (*range(1, 2 * lanes + 2), 4 * lanes - 1, 4 * lanes, 4 * lanes + 1):  # every tail of a vector of columns
         found.append((Case((5, 9), (n, 9)), nullcontext))
     for k in (*range(1, 18), *range(28, 36), 63, 64, 65):  # every tail of a row of the source
@@ -187,7 +210,7 @@ def all_cases(tier: str) -> Sequence[tuple[Case, Cut]]:
         found.append((Case((1, 5, 6, c), (2 * lanes + 3, c, 3, 3), padding=((1, 0), (0, 2))), always_winograd))
     varied = []
     for i, (case, cut) in enumerate(found):
-        for j, src in enumerate(("u8", "s8", "f32")):
+        for j, src in enumerate(("u8", "s8") if tier.startswith("amx") else ("u8", "s8", "f32")):
             varied.append((random_numbers(case, seeded(3 * i + j), src), cut))
     for name in POST_OPS:
         for out in ("u8", "s8", "f32"):
@@ -196,6 +219,21 @@ def all_cases(tier: str) -> Sequence[tuple[Case, Cut]]:
             for n in (lanes - 3, 3 * lanes + 5):
                 varied.append((Case((4, 8), (n, 8), out=out, post_ops=chain, sums=types, bias="f32"), nullcontext))
     return varied
+
+
+def bf16_cases() -> Sequence[tuple[Case, Cut]]:
+    """Products and convolutions of bf16 on tiles: tails of columns, short and long K, stems whose rows are spread."""
+    found: list[tuple[Case, Cut]] = []
+    for out in ("f32", "bf16"):
+        kind = {"src": "bf16", "out": out, "weights": "small"}
+        for n in (1, 15, 16, 17, 33, 70):
+            found.append((Case((19, 64), (n, 64), **kind), nullcontext))
+        for k in (2, 4, 16, 32, 96, 640):
+            found.append((Case((35, k), (20, k), **kind), nullcontext))
+        for c in (1, 3, 5, 7, 8, 16):
+            found.append((Case((1, 9, 21, c), (18, c, 3, 3), padding=((0, 1), (1, 0)), **kind), fine_grid))
+            found.append((Case((1, 12, 9, c), (18, c, 2, 3), stride=2, **kind), fine_grid))
+    return found
 
 
 def main(tier: str) -> None:

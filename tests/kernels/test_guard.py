@@ -16,7 +16,10 @@ from tests.kernels.guarded import Caller, Raw
 from vnnigen.runtime import codemem, native
 
 ROOT = Path(__file__).parents[2]
-HERE = [pytest.param(t, marks=pytest.mark.skipif(t not in v.tiers(), reason=f"no {t} here")) for t in TIERS]
+HERE = [
+    pytest.param(t, marks=pytest.mark.skipif(t not in v.tiers(), reason=f"no {t} here"))
+    for t in ("amx_int8", "amx_bf16", *TIERS)
+]
 
 
 @pytest.mark.parametrize("tier", HERE)
