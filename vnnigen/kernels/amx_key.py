@@ -21,7 +21,7 @@ from vnnigen.kernels.geometry import Geometry
 from vnnigen.kernels.nest import NestKey
 
 #: Bytes of weights from which on they come from beyond the L2 cache, and blocks of pixels too few to share them.
-FAR_WEIGHTS, FEW_BLOCKS = 3 << 20, 2
+FAR_WEIGHTS, FEW_BLOCKS = 3 << 19, 2
 #: Steps of K up to which storing sums takes a good part of a block's time.
 FEW_STEPS = 8
 WHOLE_TILE = KSteps(1, ROW_BYTES, 0)

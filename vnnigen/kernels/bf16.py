@@ -14,12 +14,14 @@ from vnnigen.kernels.types import NUMPY, Array
 
 def round_to_bf16(v: npt.ArrayLike) -> Array:
     """Return f32 `v` as an array of ml_dtypes.bfloat16 of its shape."""
-    bits = np.ascontiguousarray(v, dtype=np.float32).view(np.uint32)
-    top, magnitude = bits >> np.uint32(16), bits & np.uint32(0x7FFFFFFF)
-    # Adding just under half, and the last bit kept, carries into it exactly where rounding goes up.
-    with np.errstate(over="ignore"):
-        rounded = (bits + np.uint32(0x7FFF) + (top & np.uint32(1))) >> np.uint32(16)
-    rounded = np.where(magnitude > 0x7F800000, top | np.uint32(0x40), rounded)
-    rounded = np.where(magnitude < 0x00800000, top & np.uint32(0x8000), rounded)
-    result: Array = rounded.astype(np.uint16).view(NUMPY["bf16"]).reshape(np.shape(v))
-    return result
+    floats = np.ascontiguousarray(v, dtype=np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        result: Array = floats.astype(NUMPY["bf16"])  # to nearest, ties to even
+    bits = floats.view(np.uint32)
+    magnitude = bits & np.uint32(0x7FFFFFFF)
+    denormal, nan = (magnitude < 0x00800000) & (magnitude != 0), magnitude > 0x7F800000
+    words = result.view(np.uint16)
+    for odd, keep, quiet in ((denormal, 0x8000, 0), (nan, 0xFFFF, 0x40)):
+        if odd.any():
+            words[odd] = (bits[odd] >> np.uint32(16)).astype(np.uint16) & np.uint16(keep) | np.uint16(quiet)
+    return result.reshape(np.shape(v))

@@ -48,9 +48,11 @@ def choose(w: Weights, isa: str | None, strategy: str = "auto") -> Choice:
             found = found or (name, None)
             continue
         for family in FAMILIES:
-            why = reason or family.why_not(w, TIER_CODE[name]) or _strategy_why_not(w, family, strategy)
+            why = reason or family.why_not(w, TIER_CODE[name])
             if why is None and found is not None:
                 why = "an earlier candidate was taken"
+            # Asked last: it may have to measure instructions.
+            why = why or _strategy_why_not(w, family, strategy)
             considered.append((f"{name}/{family.name}", why))
             if why is None:
                 found = (name, family)
