@@ -8,7 +8,8 @@ mixed, so that neither waits for the other's place in the reorder buffer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -158,23 +159,14 @@ class Block:
 
     def multiply(self, *, finish: bool) -> None:
         """Emit the block's multiplies and stores; with `finish` woven with the epilogue of one of the same shape."""
-        code = self.code
-        a = code.a
-        skipped = self._skipped()
-        with a.scope(), a.section(f"multiply {len(self.tiles)}x{self.nr} tiles" + ", finish the last" * finish):
-            spare = a.vec(code.tier.bits, "start") if skipped else None
-            with a.aside() as side:
-                if finish:
-                    self.epilogue()
-            with a.aside() as main:
-                self._begin(spare, skipped)
-                rest = self._written_first()
-                if rest is None:
-                    self._end()
-            a.put(weave(main, side))
-            if rest is not None:
-                rest()
+        with self._woven(", finish the last" * finish, finish) as (spare, skipped):
+            self._begin(spare, skipped)
+            rest = self._written_first()
+            if rest is None:
                 self._end()
+        if rest is not None:
+            rest()
+            self._end()
 
     def multiply_late(self, *, store: bool, finish: bool) -> None:
         """Emit the multiplies of a block of few steps, which leaves its sums in tiles.
@@ -183,39 +175,44 @@ class Block:
         again: a product and a store between products cost less than products and stores in a row (measured on Emerald
         Rapids: 82 cycles and 113 for four of each). With `finish` woven with the epilogue of the one before that.
         """
-        code = self.code
-        a, r = code.a, code.r
-        skipped = self._skipped()
-        with a.scope(), a.section(f"multiply {len(self.tiles)}x{self.nr} tiles" + ", store, finish" * finish):
-            spare = a.vec(code.tier.bits, "start") if skipped else None
+        a, r = self.code.a, self.code.r
+
+        def turn(acc: Reg, at: int) -> None:
+            if store:
+                a.tilestored(self._buffered(r.fresh, at), acc)
+            a.tileloadd(acc, Mem(r.bias, at % self.nr * ROW_BYTES))
+
+        with self._woven(", store, finish" * finish, finish) as (spare, skipped):
+            self._find_start(spare, skipped)
+            if store:
+                self._find_fresh()
+            places = self._places(self._first_taps(), self.taps[1] - self.taps[0], self.code.runs.inner)
+            self._steps(places, turn)
+            if not places:  # all of it is padding
+                for n in range(len(self.tiles) * self.nr):
+                    turn(self.code.tiles[n], n)
+
+    @contextmanager
+    def _woven(self, more: str, finish: bool) -> Iterator[tuple[Reg | None, list[int]]]:
+        """Mix what is emitted inside with an epilogue, if there is one to `finish`.
+
+        Gives the filter rows that meet padding only, and a vector register where there are any.
+        """
+        a = self.code.a
+        skipped = [t for t in range(self.code.lay.taps) if not self.taps[0] <= t < self.taps[1]]
+        with a.scope(), a.section(f"multiply {len(self.tiles)}x{self.nr} tiles{more}"):
+            spare = a.vec(self.code.tier.bits, "start") if skipped else None
             with a.aside() as side:
                 if finish:
                     self.epilogue()
             with a.aside() as main:
-                self._find_start(spare, skipped)
-                if store:
-                    self._find_fresh()
-
-                def turn(acc: Reg, at: int) -> None:
-                    if store:
-                        a.tilestored(self._buffered(r.fresh, at), acc)
-                    a.tileloadd(acc, Mem(r.bias, at % self.nr * ROW_BYTES))
-
-                places = self._places(self._first_taps(), self.taps[1] - self.taps[0], code.runs.inner)
-                self._steps(places, turn)
-                if not places:  # all of it is padding
-                    for n in range(len(self.tiles) * self.nr):
-                        turn(code.tiles[n], n)
+                yield spare, skipped
             a.put(weave(main, side))
 
     def store_late(self) -> None:
         """Store the sums that the last block of its shape left in tiles."""
         self._find_fresh()
         self._move(self.code.r.fresh, self._tilestored)
-
-    def _skipped(self) -> list[int]:
-        """Filter rows that meet padding only."""
-        return [t for t in range(self.code.lay.taps) if not self.taps[0] <= t < self.taps[1]]
 
     def _find_fresh(self) -> None:
         """Point at the buffer that is not `done`."""
