@@ -118,25 +118,6 @@ def _trampoline(wide: bool) -> Raw:
     return Raw("trampoline", encoder.encode(0))
 
 
-class Caller:
-    """Calls kernels and checks the calling convention."""
-
-    def __init__(self) -> None:
-        self.code = codemem.load(_trampoline("avx512bw" in v.features()))
-        self.call = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 5)(self.code.address)
-
-    def __call__(self, kernel: int, args: int, index: int, scratch: int) -> None:
-        record = np.zeros(_RECORD_BYTES, np.uint8)
-        record[:64].view(np.uint32)[:] = _NAN
-        self.call(args, index, scratch, kernel, record.ctypes.data)
-        saved = record[_SAVED_AT : _SAVED_AT + 48].view(np.int64).tolist()
-        assert saved == _KNOWN, f"callee-saved registers were changed: {[hex(s) for s in saved]}"
-        before, after = record[_MXCSR_BEFORE : _MXCSR_BEFORE + 8].view(np.uint32).tolist()
-        assert before & ~0x3F == after & ~0x3F, f"MXCSR was {before:#x}, is {after:#x}"
-        upper = record[_VECTORS:].reshape(16, 64)[:, 16:]
-        assert not upper.any(), "upper halves of vector registers are not clear: VZEROUPPER is missing"
-
-
 class Tiles:
     """Loads and releases AMX configurations, as the runtime does around kernels on tiles."""
 
@@ -155,6 +136,26 @@ class Tiles:
         self.load(held.ctypes.data)
         yield
         self.release(0)
+
+
+class Caller:
+    """Calls kernels and checks the calling convention."""
+
+    def __init__(self) -> None:
+        self.code = codemem.load(_trampoline("avx512bw" in v.features()))
+        self.call = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 5)(self.code.address)
+        self.tiles = Tiles()
+
+    def __call__(self, kernel: int, args: int, index: int, scratch: int) -> None:
+        record = np.zeros(_RECORD_BYTES, np.uint8)
+        record[:64].view(np.uint32)[:] = _NAN
+        self.call(args, index, scratch, kernel, record.ctypes.data)
+        saved = record[_SAVED_AT : _SAVED_AT + 48].view(np.int64).tolist()
+        assert saved == _KNOWN, f"callee-saved registers were changed: {[hex(s) for s in saved]}"
+        before, after = record[_MXCSR_BEFORE : _MXCSR_BEFORE + 8].view(np.uint32).tolist()
+        assert before & ~0x3F == after & ~0x3F, f"MXCSR was {before:#x}, is {after:#x}"
+        upper = record[_VECTORS:].reshape(16, 64)[:, 16:]
+        assert not upper.any(), "upper halves of vector registers are not clear: VZEROUPPER is missing"
 
 
 # --- running ----------------------------------------------------------------------------------------------
@@ -179,7 +180,7 @@ def run(low: Lowered, caller: Caller, case: Case, place: str, in_place: bool) ->
     for key, loaded in zip(low.keys, codemem.load_batch(low.codes), strict=True):
         # Scratch is 64-byte aligned and at least as large as asked for; here, not a cache line larger.
         scratch = guarded(np.full(-(-key.scratch // 64) * 64, 0xFF, np.uint8), place)
-        with Tiles()(key.tile_config):
+        with caller.tiles(key.tile_config):
             for index in range(key.steps):
                 caller(loaded.address, args.ctypes.data, index, scratch.ctypes.data)
     assert_same_bits(np.array(out), want, (case, place))

@@ -189,8 +189,7 @@ def slice_(site: Site) -> TensorType:
     if axes is None:
         return TensorType(kind, site.unknown(len(x)))
     steps = site.ints(4) if site.has(4) else (1,) * len(axes)
-    given = [v for v in (starts, ends, steps) if v is not None]
-    if any(len(v) != len(axes) for v in given if starts is not None):
+    if starts is not None and any(v is not None and len(v) != len(axes) for v in (starts, ends, steps)):
         raise site.error(f"{len(axes)} axes, but starts {starts}, ends {ends}, steps {steps}")
     result = list(x)
     for n, axis in enumerate(axes_of(site.node, axes, len(x))):

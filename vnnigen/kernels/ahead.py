@@ -62,6 +62,5 @@ def lines_per_turn(key: NestKey) -> int:
 
     None where a kernel has so few pixels that it waits for weights all the time.
     """
-    g, b = key.g, key.blocking
-    tiles = g.images * -(-g.oh // b.th) * -(-g.ow // b.tw)
+    b, tiles = key.blocking, key.pixel_blocks
     return 0 if tiles < b.nr else min(b.unroll, -(-3 * b.nr * b.unroll // (2 * tiles)))

@@ -13,6 +13,7 @@ kh x 1, a stride along the row is none.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -91,7 +92,6 @@ def emit_spread(
 ) -> None:
     """Spread copied rows `before` at `src` into rows `after` at `dst`. Masked loads leave zeros behind a run."""
     step = source.sw * before.pixel
-    turns, rest = divmod(source.ow, UNROLL)
     with a.scope(), a.section("spread rows"):
         moved = [a.vec(512, f"run{i}") for i in range(4)]
         run = a.kreg("run")
@@ -101,16 +101,9 @@ def emit_spread(
             for i in range(count):
                 a.vmovdqu8(moved[i % 4], Mem(src, i * step), mask=run, zero=True)
                 a.vmovups(Mem(dst, i * after.pixel), moved[i % 4])
-            add_const(a, src, count * step)
-            add_const(a, dst, count * after.pixel)
 
-        with counted(a, counters[0], after.rows):
-            if turns:
-                with counted(a, counters[1], turns):
-                    pixels(UNROLL)
-            pixels(rest)
-            add_const(a, src, before.pitch - source.ow * step)
-            add_const(a, dst, after.pitch - source.ow * after.pixel)
+        walks = ((src, step, before.pitch), (dst, after.pixel, after.pitch))
+        _emit_rows(a, after.rows, source.ow, pixels, walks, counters)
 
 
 def emit_fold(
@@ -123,7 +116,6 @@ def emit_fold(
     """
     chunk = s * before.pixel
     bits = next(b for b in (128, 256, 512) if chunk <= b // 8)
-    turns, rest = divmod(columns, UNROLL)
     with a.scope(), a.section("fold pixels"):
         moved = [a.vec(bits, f"pixels{i}") for i in range(4)]
 
@@ -132,13 +124,30 @@ def emit_fold(
                 column, row = divmod(i, s)
                 a.vmovups(moved[i % 4], Mem(src, column * chunk + row * before.pitch))
                 a.vmovups(Mem(dst, i * chunk), moved[i % 4])
-            add_const(a, src, count * chunk)
-            add_const(a, dst, count * s * chunk)
 
-        with counted(a, counters[0], after.rows):
-            if turns:
-                with counted(a, counters[1], turns):
-                    pixels(UNROLL)
-            pixels(rest)
-            add_const(a, src, s * before.pitch - columns * chunk)
-            add_const(a, dst, after.pitch - columns * s * chunk)
+        walks = ((src, chunk, s * before.pitch), (dst, s * chunk, after.pitch))
+        _emit_rows(a, after.rows, columns, pixels, walks, counters)
+
+
+def _emit_rows(
+    a: Assembler, rows: int, columns: int, pixels: Callable[[int], None], walks: Sequence[tuple[Reg, int, int]],
+    counters: list[Reg],
+) -> None:  # fmt: skip
+    """Emit the loops over rows and their pixels, of which `pixels` moves some from where the cursors are.
+
+    `walks` has each cursor with its bytes from pixel to pixel and from row to row.
+    """
+
+    def go(count: int) -> None:
+        pixels(count)
+        for cursor, step, _ in walks:
+            add_const(a, cursor, count * step)
+
+    turns, rest = divmod(columns, UNROLL)
+    with counted(a, counters[0], rows):
+        if turns:
+            with counted(a, counters[1], turns):
+                go(UNROLL)
+        go(rest)
+        for cursor, step, pitch in walks:
+            add_const(a, cursor, pitch - columns * step)

@@ -41,14 +41,13 @@ class AmxKey(NestKey):
         Not where the epilogue reads tensors; there it was measured slower.
         """
         few = k_steps(self.g, self.steps_of_run) <= FEW_STEPS and Variant.SPLIT_K not in self.variant
-        return few and not any(step.tensor is not None for step in self.spec.steps)
+        return few and not self.spec.reads_tensors
 
     @property
     def streams(self) -> bool:
         """Whether it fetches its own weights from beyond the L2 cache as it goes: where few pixels share them."""
-        g, b = self.g, self.blocking
-        blocks = g.images * -(-g.oh // b.th) * -(-g.ow // b.tw)
-        return blocks <= FEW_BLOCKS and self.padded_columns * g.k * self.mac.element_bytes > FAR_WEIGHTS
+        weights = self.padded_columns * self.g.k * self.mac.element_bytes
+        return self.pixel_blocks <= FEW_BLOCKS and weights > FAR_WEIGHTS
 
     @property
     def leaves_own(self) -> bool:

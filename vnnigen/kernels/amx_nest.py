@@ -295,9 +295,7 @@ class AmxNest(LoopNest):
             a.bind(top)
         a.mov(r.done, r.fresh)
         a.mov(r.done_col, r.col)
-        a.mov(r.done_off, self._my(self.PIXEL))
-        a.add(r.done_off, r.col)
-        a.sub(r.done_off, self._my(self.COL0))
+        self._find_output(r.done_off)
         if not p.alone:
             with a.section("next block"):
                 self._advance(p, body, end)
@@ -341,10 +339,15 @@ class AmxNest(LoopNest):
         """Keep where the outputs of this block go."""
         a, r = self.a, self.code.r
         self._set(self.LAST_COL, r.col)
-        a.mov(r.ptr, self._my(self.PIXEL))
-        a.add(r.ptr, r.col)
-        a.sub(r.ptr, self._my(self.COL0))
+        self._find_output(r.ptr)
         a.mov(self._my(self.LAST_OFF), r.ptr)
+
+    def _find_output(self, to: Reg) -> None:
+        """Where this block's outputs begin."""
+        a = self.a
+        a.mov(to, self._my(self.PIXEL))
+        a.add(to, self.code.r.col)
+        a.sub(to, self._my(self.COL0))
 
     def _recall(self) -> None:
         """The sums just stored, of the block that `_remember` was called for, are those to finish next."""

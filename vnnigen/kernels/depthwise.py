@@ -166,7 +166,7 @@ def is_interleaved(spec: EpilogueSpec, tier: TierCode, mac: Mac, src: str, chann
     That is so for bytes to bytes and for bf16 to bf16, unless the epilogue has a tensor to meet, or vectors of bf16
     would be cut by cache lines: then they are loaded by halves.
     """
-    if any(s.tensor is not None for s in spec.steps):
+    if spec.reads_tensors:
         return False
     if mac.k_per_dword == 4:
         return spec.out in ("u8", "s8")

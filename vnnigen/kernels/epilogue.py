@@ -78,6 +78,11 @@ class EpilogueSpec:
             first += step.n_scalars
 
     @property
+    def reads_tensors(self) -> bool:
+        """Whether some step reads a tensor."""
+        return any(step.tensor is not None for step in self.steps)
+
+    @property
     def post_scale_slot(self) -> int:
         """The index of the scalar 1/y_scale, present with `post_scale`."""
         return sum(step.n_scalars for step in self.steps)

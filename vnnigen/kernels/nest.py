@@ -102,6 +102,12 @@ class NestKey:
         return -(-self.g.oh // self.blocking.strip)
 
     @property
+    def pixel_blocks(self) -> int:
+        """Register tiles that share a column block's weights."""
+        g, b = self.g, self.blocking
+        return g.images * -(-g.oh // b.th) * -(-g.ow // b.tw)
+
+    @property
     def block_columns(self) -> int:
         """Columns of a full block."""
         return self.blocking.nr * self.tier.lanes

@@ -27,7 +27,7 @@ from vnnigen.kernels.geometry import SRC_BYTES, Geometry
 from vnnigen.kernels.layout import MAX_TENSORS
 from vnnigen.kernels.nest import NestKey
 from vnnigen.kernels.packed import PackedRun, Pick
-from vnnigen.kernels.packing import aligned as aligned_bytes
+from vnnigen.kernels.packing import aligned
 from vnnigen.kernels.types import Array
 from vnnigen.runtime import native, tune_store
 from vnnigen.runtime.cache import KernelCache
@@ -149,11 +149,10 @@ class _Operands:
         g, spec = key.g, key.spec
         outputs = g.images * g.oh * g.ow * key.ldo
         # Where networks keep activations: lines that straddle two of the cache cost tiles twice the loads.
-        self.source = aligned(_source(g))
-        self.destination = aligned(np.zeros(outputs * OUT_BYTES[spec.out], np.uint8))
+        self.source = _aligned(_source(g))
+        self.destination = _aligned(np.zeros(outputs * OUT_BYTES[spec.out], np.uint8))
         # One buffer serves as every tensor: what it holds does not matter. It is written, so that it has pages.
-        reads_tensor = any(step.tensor is not None for step in spec.steps)
-        self.tensor = aligned(np.zeros(outputs * 4 if reads_tensor else 0, np.uint8))
+        self.tensor = _aligned(np.zeros(outputs * 4 if spec.reads_tensors else 0, np.uint8))
         addresses = [a.ctypes.data for a in (self.source, self.destination, *(self.tensor,) * MAX_TENSORS)]
         self.arguments = native.ffi.new("int64_t[]", addresses)
 
@@ -167,9 +166,9 @@ class _Operands:
         return call
 
 
-def aligned(values: Array) -> Array:
+def _aligned(values: Array) -> Array:
     """A copy at a multiple of 64 bytes, all of its pages written."""
-    copy = aligned_bytes(values.nbytes)
+    copy = aligned(values.nbytes)
     copy[:] = values.view(np.uint8)
     return copy
 
